@@ -1,0 +1,139 @@
+"""The host's MODEL and CLIP, borrowed for training and given back untouched."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.ops
+import torch
+from torch import nn
+
+from ...palp_train.errors import InputError
+from .weights import owned_weights
+
+GIB = 2**30
+TRAINABLE = (comfy.model_base.BaseModel, comfy.model_base.SDXL)
+"""The host's classes for SD 1.x and 2.x, and for SDXL; classes derived from them (refiner, video, editing) take other inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Private clones of the host's patchers, fully loaded; they share their weights with the user's."""
+
+    model: Any
+    """comfy.model_patcher.ModelPatcher"""
+    clip: Any
+    """comfy.sd.CLIP"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the diffusion model runs."""
+        return self.model.load_device
+
+
+@contextmanager
+def training_session(model: Any, clip: Any) -> Iterator[Session]:
+    """Within: autograd works through the user's models. After, also on an error or a cancel: they are as they were.
+
+    Args:
+        model: the graph's MODEL.
+        clip: the graph's CLIP.
+
+    Raises:
+        InputError: the model cannot be trained, or does not fit into memory whole.
+    """
+    refuse_untrainable(model.model)
+    session = Session(model=_private(model), clip=clip.clone())
+    session.clip.patcher = _private(clip.patcher)
+    with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
+        comfy.model_management.load_models_gpu([session.model, session.clip.patcher], force_full_load=True)
+    _refuse_partly_loaded(session.model, "model")
+    _refuse_partly_loaded(session.clip.patcher, "clip")
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_host_in_training())
+        stack.enter_context(owned_weights(session.model.model))
+        stack.enter_context(owned_weights(session.clip.cond_stage_model))
+        stack.enter_context(_layer_choice_kept(session.clip.cond_stage_model))
+        session.model.pre_run()
+        stack.callback(session.model.cleanup)
+        yield session
+
+
+def refuse_untrainable(model: Any) -> None:
+    """Return quietly if we know how to train this model.
+
+    Raises:
+        InputError: its family is not supported, or its weights are quantized.
+    """
+    if type(model) not in TRAINABLE or model.model_config.unet_config["in_channels"] != model.latent_format.latent_channels:
+        raise InputError(
+            "model",
+            f"{type(model).__name__} models like this one cannot be trained yet. Use an SD 1.x, SD 2.x or SDXL model for text to image "
+            "(no refiner, no inpainting model).",
+        )
+    for path, layer in model.diffusion_model.named_modules():
+        if _is_quantized(layer):
+            raise InputError(
+                "model",
+                f"its weights are quantized for fast inference ({path} is {layer.weight.dtype}), through which no gradient passes. "
+                "Load the model with weight_dtype default, or load a version of it in fp16, bf16 or fp32.",
+            )
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return False
+    fast = getattr(comfy.ops, "fp8_ops", None)
+    runs_fp8 = fast is not None and isinstance(layer, fast.Linear) and weight.dtype.itemsize == 1
+    return runs_fp8 or not (type(weight) is nn.Parameter or type(weight.data) is torch.Tensor) or not weight.dtype.is_floating_point
+
+
+def _private(patcher: Any) -> Any:
+    """A clone that weights can be exchanged in; newer hosts load weights as they are used, which has to be switched off."""
+    if getattr(patcher, "is_dynamic", lambda: False)() and "disable_dynamic" in inspect.signature(patcher.clone).parameters:
+        return patcher.clone(disable_dynamic=True)
+    return patcher.clone()
+
+
+def _refuse_partly_loaded(patcher: Any, name: str) -> None:
+    loaded, size = patcher.loaded_size(), patcher.model_size()
+    if getattr(patcher.model, "model_lowvram", False) or loaded < size:
+        raise InputError(
+            name,
+            f"only {loaded / GIB:.1f} of its {size / GIB:.1f} GiB could be loaded onto {patcher.load_device}, and training needs it whole. "
+            "Start ComfyUI without --lowvram and --novram, free memory, or use a smaller model.",
+        )
+
+
+@contextmanager
+def _host_in_training() -> Iterator[None]:
+    """Within: hosts that have a flag for it (from v0.13) avoid kernels that have no backward pass."""
+    host = comfy.model_management
+    if not hasattr(host, "in_training"):
+        yield
+        return
+    before = host.in_training
+    host.in_training = True
+    try:
+        yield
+    finally:
+        host.in_training = before
+
+
+@contextmanager
+def _layer_choice_kept(text_encoders: nn.Module) -> Iterator[None]:
+    """Encoding leaves the chosen output layer on the encoders; put back what was there."""
+    names = ("layer", "layer_idx", "return_projected_pooled")
+    before = [(m, {n: vars(m)[n] for n in names if n in vars(m)}) for m in text_encoders.modules()]
+    try:
+        yield
+    finally:
+        for module, values in before:
+            vars(module).update(values)

@@ -1,0 +1,58 @@
+"""The host's weights, made fit for autograd without a copy, and given back as they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def frozen_alias(tensor: Tensor) -> Tensor:
+    """An ordinary tensor over the same memory.
+
+    The host makes its weights in inference mode, and such tensors cannot be saved for a backward pass. Call this outside that mode.
+    """
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+@contextmanager
+def owned_weights(module: nn.Module) -> Iterator[None]:
+    """Within: every parameter and buffer is an ordinary tensor that needs no gradient; after: the host's own objects again.
+
+    Only the tensor objects are exchanged. Their memory is shared, and nothing writes to it.
+    """
+    originals = [(table, name, tensor) for table in _tensor_tables(module) for name, tensor in table.items() if tensor is not None]
+    aliases: dict[int, Tensor] = {}
+    try:
+        for table, name, tensor in originals:
+            if id(tensor) not in aliases:  # tied weights stay tied
+                alias = frozen_alias(tensor)
+                aliases[id(tensor)] = nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+            table[name] = aliases[id(tensor)]
+        yield
+    finally:
+        for table, name, tensor in originals:
+            table[name] = tensor
+
+
+def _tensor_tables(module: nn.Module) -> Iterator[dict[str, Tensor | None]]:
+    for child in module.modules():
+        yield child._parameters  # the public ways to exchange a tensor would refuse one made in inference mode
+        yield child._buffers
+
+
+@contextmanager
+def activations_kept(module: nn.Module) -> Iterator[None]:
+    """Within: autograd keeps copies of what it saves, so that later in-place writes do not spoil the backward pass.
+
+    The host's text encoders add their residuals in place, onto tensors that a norm has already saved. The module's own weights are
+    not copied: they never change.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield

@@ -1,0 +1,41 @@
+"""PALP Subject: pictures and the word for what they show."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..palp_train.prompts import Subject
+from .host.pictures import SubjectPictures, checked_pictures
+from .sockets import PalpSubjectType
+
+
+class PalpSubject(io.ComfyNode):
+    """What to teach."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """See the node's help page."""
+        return io.Schema(
+            node_id="PalpSubject",
+            display_name="PALP Subject",
+            category="PALP",
+            description="The subject to teach: one or a few pictures of it, and the word that will mean it.",
+            is_input_list=True,  # pictures of different sizes arrive as a list
+            inputs=[
+                io.Image.Input("images", tooltip="One picture or several, as a batch or a list; sizes may differ."),
+                io.String.Input("class_word", default=Subject.class_word, tooltip='What the subject is, in a word or two: "cat", "toy car".'),
+                io.String.Input("placeholder", default=Subject.placeholder, tooltip="The new word for this very subject in your prompts."),
+                io.String.Input(
+                    "personalization_prompt",
+                    default=Subject.personalization_prompt,
+                    tooltip="What the training pictures show, with the placeholder in it.",
+                ),
+            ],
+            outputs=[PalpSubjectType.Output(display_name="subject")],
+        )
+
+    @classmethod
+    def execute(cls, images: list[Any], class_word: list[str], placeholder: list[str], personalization_prompt: list[str]) -> io.NodeOutput:
+        """Check and bundle."""
+        subject = Subject(class_word=class_word[0], placeholder=placeholder[0], personalization_prompt=personalization_prompt[0])
+        return io.NodeOutput((SubjectPictures(subject=subject, images=checked_pictures(images)),))

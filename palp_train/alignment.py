@@ -1,0 +1,114 @@
+"""The alignment branch: what the frozen and the personalized model say of the re-noised estimate. Eqs. (4) to (6).
+
+Everything here runs without gradient; all predictions of a step go through the network as one batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import LossConfig
+from .denoiser import Conditioning, Denoiser, Query, predicted_noise
+from .losses import classifier_free_guidance, delta_denoising_score, noise_free_score, score_distillation
+
+NFSD_NEGATIVE_PROMPT = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
+"""The prompt for bad pictures of Katzir et al. 2023."""
+
+NFSD_NEARLY_CLEAN = 0.2
+"""The cleanest part of the schedule, where NFSD leaves its negative prompt out: t < 200 of 1000 (Katzir et al. 2023)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditionings:
+    """The encoded prompts of a step, none with gradient."""
+
+    personal: Sequence[Conditioning]
+    """y_P, one for each row."""
+    clean: Conditioning
+    """y_c."""
+    empty: Conditioning
+    """The unconditional prompt, or the user's negative one."""
+    bad: Conditioning | None = None
+    """NFSD's prompt for bad pictures; only that method needs it."""
+
+
+@torch.no_grad()
+def alignment_score(
+    denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig
+) -> Tensor:
+    """The direction that the estimate of x0 should descend, by the method that ``config`` names.
+
+    Args:
+        denoiser: the model, with and without the LoRA.
+        noised: the personalized estimate of x0, with ``noise`` added to it at ``sigma``, shape (B, C, H, W).
+        noise: same shape.
+        sigma: noise levels, shape (B,).
+        prompts: what the predictions are conditioned on.
+        config: method and guidance scales.
+
+    Returns:
+        The score, shape (B, C, H, W), without gradient.
+    """
+    parametrization = denoiser.parametrization
+    if config.method == "nfsd":
+        return _noise_free(denoiser, noised, sigma, prompts, config)
+    rows = len(noised)
+    pretrained = Guided(cond=[prompts.clean] * rows, uncond=prompts.empty, scale=config.alignment_scale, personalized=False)
+    if config.method == "sds":
+        (target,) = guided_estimates(denoiser, noised, sigma, [pretrained])
+        return score_distillation(target, noised, noise, sigma, parametrization)
+    personalized = Guided(cond=prompts.personal, uncond=prompts.empty, scale=config.personalization_scale, personalized=True)
+    target, reference = guided_estimates(denoiser, noised, sigma, [pretrained, personalized])
+    return delta_denoising_score(target, reference, sigma, parametrization)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """A guided prediction to make: Eq. (5)."""
+
+    cond: Sequence[Conditioning]
+    """One for each row."""
+    uncond: Conditioning
+    scale: float
+    personalized: bool
+
+    def queries(self) -> list[list[Query]]:
+        """The passes it takes: the conditional one, and the unconditional one unless scale 1 makes it useless."""
+        passes = [self.cond] if self.scale == 1 else [self.cond, [self.uncond] * len(self.cond)]
+        return [[Query(conditioning=c, personalized=self.personalized) for c in conditionings] for conditionings in passes]
+
+
+def guided_estimates(denoiser: Denoiser, noised: Tensor, sigma: Tensor, wanted: Sequence[Guided]) -> list[Tensor]:
+    """Guided estimates of x0, each of shape (B, C, H, W), from one batch through the network. Eqs. (2), (5)."""
+    passes = [guided.queries() for guided in wanted]
+    estimates = iter(predictions(denoiser, noised, sigma, [queries for both in passes for queries in both]))
+    guided: list[Tensor] = []
+    for one, both in zip(wanted, passes, strict=True):
+        cond, *uncond = [next(estimates) for _ in both]
+        guided.append(classifier_free_guidance(uncond[0], cond, one.scale) if uncond else cond)
+    return guided
+
+
+def predictions(denoiser: Denoiser, noised: Tensor, sigma: Tensor, passes: Sequence[Sequence[Query]]) -> list[Tensor]:
+    """Estimates of x0 of the same noised latents, one tensor of shape (B, C, H, W) for each pass, from one batch."""
+    count = len(passes)
+    batch = denoiser(torch.cat([noised] * count), sigma.repeat(count), [query for queries in passes for query in queries])
+    return list(batch.chunk(count))
+
+
+def _noise_free(denoiser: Denoiser, noised: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig) -> Tensor:
+    assert prompts.bad is not None
+    asked = [prompts.clean, prompts.empty, prompts.bad]
+    passes = [[Query(conditioning=conditioning, personalized=False)] * len(noised) for conditioning in asked]
+    estimates = predictions(denoiser, noised, sigma, passes)
+    cond, uncond, bad = (predicted_noise(noised, x0, sigma, denoiser.parametrization) for x0 in estimates)
+    nearly_clean = schedule_position(sigma, denoiser.sigmas) > 1 - NFSD_NEARLY_CLEAN
+    return noise_free_score(cond, uncond, bad, config.alignment_scale, nearly_clean)
+
+
+def schedule_position(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """Where noise levels lie in the schedule: 0 at its noisiest end, 1 at its cleanest, as the host counts percent; shape (B,)."""
+    index = torch.searchsorted(sigmas, sigma)
+    return 1 - index / max(len(sigmas) - 1, 1)

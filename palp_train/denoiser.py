@@ -1,0 +1,140 @@
+"""The two things that the method needs of a model: a denoiser and a text encoder. Eq. (2).
+
+Everything is said in one notation, ``noised = a(sigma) x + b(sigma) noise``, and networks are seen as estimators of the clean
+image x0, whatever they predict. A ``Parametrization`` holds what depends on the kind of network.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Conditioning = Mapping[str, Any]
+"""An encoded prompt: tensors by name. Opaque to the method, which only ever detaches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What one row of a batch is asked of the network."""
+
+    conditioning: Conditioning
+    personalized: bool
+    """Whether the LoRA is on for this row; off is the pre-trained model."""
+
+
+class Parametrization(Protocol):
+    """How noise enters an image, and how the network's output becomes an estimate of x0. All maps keep the shape of sigma."""
+
+    def signal_scale(self, sigma: Tensor) -> Tensor:
+        """``a`` in ``noised = a x + b noise``."""
+        ...
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """``b`` in ``noised = a x + b noise``."""
+        ...
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """``|d x0_hat / d output|``: how far the estimate of x0 moves with the network's output."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpsilonPrediction:
+    """Networks that predict the noise: ``x0_hat = noised - sigma output``, so that ``d x0_hat / d output = -sigma``."""
+
+    def signal_scale(self, sigma: Tensor) -> Tensor:
+        """1: noise is added to the unscaled image."""
+        return torch.ones_like(sigma)
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Sigma itself, ``sqrt(1 - abar) / sqrt(abar)`` in the paper's notation."""
+        return sigma
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """Sigma: the factor that explodes at high noise, which rescaling removes."""
+        return sigma
+
+
+@dataclass(frozen=True)
+class VelocityPrediction:
+    """Networks that predict v (Salimans & Ho 2022): ``x0_hat = (noised - sigma sqrt(1 + sigma^2) output) / (1 + sigma^2)``.
+
+    Noise is added as for epsilon prediction; only the way from the output to x0 differs:
+    ``d x0_hat / d output = -sigma / sqrt(1 + sigma^2)``.
+    """
+
+    def signal_scale(self, sigma: Tensor) -> Tensor:
+        """1, as for epsilon prediction."""
+        return torch.ones_like(sigma)
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Sigma, as for epsilon prediction."""
+        return sigma
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """``sigma / sqrt(1 + sigma^2)``, at most 1."""
+        return sigma / (1 + sigma**2).sqrt()
+
+
+class Denoiser(Protocol):
+    """A diffusion model as an estimator of the clean image, with and without the LoRA."""
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels that the model was trained on, ascending, shape (T,)."""
+        ...
+
+    @property
+    def parametrization(self) -> Parametrization:
+        """What the network predicts."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; float16 makes the trainer scale its loss."""
+        ...
+
+    def __call__(self, noised: Tensor, sigma: Tensor, queries: Sequence[Query]) -> Tensor:
+        """x0_hat of each row, Eq. (2).
+
+        Args:
+            noised: noised latents, shape (B, C, H, W).
+            sigma: their noise levels, shape (B,).
+            queries: what each row is asked, length B.
+
+        Returns:
+            Estimates of the clean latents, shape (B, C, H, W), float32 or wider; with gradient where autograd is on.
+        """
+        ...
+
+
+class TextEncoder(Protocol):
+    """Encodes prompts; knows the words in training, so its result carries their gradient where autograd is on."""
+
+    def __call__(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt."""
+        ...
+
+
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` of shape (B,), shaped to multiply ``like`` of shape (B, ...)."""
+    return value.view(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(latent: Tensor, noise: Tensor, sigma: Tensor, parametrization: Parametrization) -> Tensor:
+    """``a x + b noise``, shape (B, C, H, W)."""
+    signal = per_sample(parametrization.signal_scale(sigma), latent)
+    return signal * latent + per_sample(parametrization.noise_scale(sigma), latent) * noise
+
+
+def predicted_noise(noised: Tensor, denoised: Tensor, sigma: Tensor, parametrization: Parametrization) -> Tensor:
+    """``(noised - a x0_hat) / b``: the noise that an estimate of x0 implies, shape (B, C, H, W)."""
+    signal = per_sample(parametrization.signal_scale(sigma), noised)
+    return (noised - signal * denoised) / per_sample(parametrization.noise_scale(sigma), noised)
+
+
+def detached(conditioning: Conditioning) -> Conditioning:
+    """The same conditioning, cut from the graph."""
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in conditioning.items()}

@@ -1,0 +1,40 @@
+"""Fixtures: the real host in this process, on the CPU, with tiny models of its own classes and random weights."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = "palp_pack"
+
+
+def pytest_configure() -> None:
+    """Put the host first on the path: it has a module ``nodes`` and we a package of that name."""
+    if host := os.environ.get("COMFYUI_PATH"):
+        sys.path.insert(0, host)
+
+
+@pytest.fixture(scope="session")
+def host() -> None:
+    """The host's modules can be imported, and run on the CPU or whatever GPU there is."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.fail("These tests need ComfyUI: run them by 'python dev.py test', or set COMFYUI_PATH.")
+    import comfy.cli_args
+    import torch
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+    import comfy.model_management  # noqa: F401  reads the arguments
+
+
+@pytest.fixture(scope="session")
+def pack(host: None):
+    """This pack, loaded from its path as the host loads it."""
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
