@@ -24,7 +24,9 @@ class ExportPalpLora(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 PalpLoraType.Input("palp_lora", tooltip="From PALP Train LoRA or Load PALP LoRA."),
-                io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="kohya + embedding: two files that ComfyUI, A1111 and others read."),
+                io.Combo.Input(
+                    "format", options=list(FORMATS), default=FORMATS[0], tooltip="kohya + embedding: two files that ComfyUI, A1111 and others read."
+                ),
                 io.String.Input("name", default="my_subject", tooltip="File name; a number is added, and nothing is overwritten."),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Of the LoRA's file.")],

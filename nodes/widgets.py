@@ -25,6 +25,6 @@ def _widget(item: Field[Any], optional: bool) -> Any:
     return io.Float.Input(item.name, min=low, max=high, step=_step(item.default), round=False, **common)
 
 
-def _step(default: float) -> float:
+def _step(default: Any) -> float:
     """A tenth of the default's order of magnitude: 0.1 for 7.5, 1e-6 for 5e-5; 0.01 for 0 and 1."""
     return 0.01 if default in (0, 1) else 10.0 ** (math.floor(math.log10(default)) - 1)

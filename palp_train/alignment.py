@@ -35,9 +35,7 @@ class Conditionings:
 
 
 @torch.no_grad()
-def alignment_score(
-    denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig
-) -> Tensor:
+def alignment_score(denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig) -> Tensor:
     """The direction that the estimate of x0 should descend, by the method that ``config`` names.
 
     Args:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path, file: str) -> PalpLora:
     if metadata.get(FORMAT_KEY) != FORMAT:
         found = metadata.get(FORMAT_KEY)
         raise InputError("palp_lora", f"{file} {'is not a PALP LoRA' if found is None else f'has format {found}; update ComfyUI-PALP to read it'}.")
-    tensors = safetensors.torch.load_file(path)
+    tensors = _load(path)
     words: dict[str, dict[str, Tensor]] = {}
     for name in [name for name in tensors if name.startswith(WORD_PREFIX)]:
         placeholder, _, encoder = name.removeprefix(WORD_PREFIX).rpartition(".")
@@ -67,10 +67,18 @@ def read_checkpoint(path: Path, file: str) -> PalpLora:
 def read_metadata(path: Path) -> dict[str, str]:
     """The strings in a safetensors file's header; empty where there are none or the file is something else."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return cast(dict[str, str] | None, file.metadata()) or {}
+        with _open(path) as file:
+            return file.metadata() or {}
     except (OSError, safetensors.SafetensorError):
         return {}
+
+
+def _open(path: Path) -> Any:
+    return safetensors.safe_open(path, framework="pt")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(path)  # pyright: ignore[reportUnknownMemberType]  # of its PathLike
 
 
 def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -108,7 +116,7 @@ def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], met
 
 
 def _write(partial: Path, final: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    safetensors.torch.save_file(dict(tensors), partial, metadata=dict(metadata))
+    safetensors.torch.save_file(dict(tensors), partial, metadata=dict(metadata))  # pyright: ignore[reportUnknownMemberType]
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(partial, final)

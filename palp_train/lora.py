@@ -1,7 +1,7 @@
 """A LoRA inside a network that somebody else owns: peft's layers, put in and taken out again. Appendix C."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ class Lora:
         return {path: cast(tuple[Tensor, Tensor], tuple(m.detach().cpu().clone() for m in _matrices(layer))) for path, layer in self.layers.items()}
 
     @contextmanager
-    def rows(self, personalized: Sequence[bool]) -> Iterator[None]:
+    def rows(self, personalized: Sequence[bool]) -> Generator[None, None, None]:
         """Within: the LoRA acts on just those rows of the batch. Off rows give the pre-trained model's output."""
         self._rows = None if all(personalized) else [ADAPTER if on else BASE for on in personalized]
         try:
@@ -50,7 +50,7 @@ class Lora:
 
 
 @contextmanager
-def injected_lora(network: nn.Module, targets: Iterable[str], rank: int, generator: torch.Generator) -> Iterator[Lora]:
+def injected_lora(network: nn.Module, targets: Iterable[str], rank: int, generator: torch.Generator) -> Generator[Lora, None, None]:
     """Within: the network's linear layers ``targets`` carry a LoRA; after, also on an error, they are the original objects again.
 
     The LoRA starts as the identity: down is Kaiming-uniform, up is zero, and alpha equals the rank, so its scale is 1.
@@ -97,4 +97,4 @@ def _adapter_linears(layer: nn.Module) -> tuple[nn.Linear, nn.Linear]:
 
 def _matrices(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
     down, up = _adapter_linears(layer)
-    return down.weight, up.weight
+    return cast(nn.Parameter, down.weight), cast(nn.Parameter, up.weight)

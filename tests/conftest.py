@@ -26,7 +26,7 @@ def host() -> None:
     import torch
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
-    import comfy.model_management  # noqa: F401  reads the arguments
+    import comfy.model_management
 
 
 @pytest.fixture(scope="session")

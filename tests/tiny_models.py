@@ -28,10 +28,11 @@ class Models:
     vae: Any
 
 
-def sd15(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int = 0) -> Models:
+def sd15(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int = 0, operations: Any = None) -> Models:
     """SD 1.5's classes, everything small."""
     with torch.inference_mode():
         config = comfy.supported_models.SD15(_unet(context_dim=WIDTH_L, use_linear_in_transformer=False, adm_in_channels=None, dtype=dtype))
+        config.custom_operations = operations
         model = comfy.model_base.BaseModel(config, model_type=model_type or comfy.model_base.ModelType.EPS, device=get_torch_device())
         clip = _clip(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, seed)
         return Models(model=_patcher(model, seed), clip=clip, vae=_vae(seed))

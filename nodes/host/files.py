@@ -2,7 +2,7 @@
 
 import os
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import folder_paths
@@ -91,6 +91,6 @@ def _is_ours(file: str) -> bool:
     return path is not None and _has_our_format(path, os.stat(path).st_mtime_ns)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _has_our_format(path: str, _modified: int) -> bool:
     return FORMAT_KEY in read_metadata(Path(path))

@@ -1,7 +1,7 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Session:
 
 
 @contextmanager
-def training_session(model: Any, clip: Any) -> Iterator[Session]:
+def training_session(model: Any, clip: Any) -> Generator[Session, None, None]:
     """Within: autograd works through the user's models. After, also on an error or a cancel: they are as they were.
 
     Args:
@@ -113,7 +113,7 @@ def _refuse_partly_loaded(patcher: Any, name: str) -> None:
 
 
 @contextmanager
-def _host_in_training() -> Iterator[None]:
+def _host_in_training() -> Generator[None, None, None]:
     """Within: hosts that have a flag for it (from v0.13) avoid kernels that have no backward pass."""
     host = comfy.model_management
     if not hasattr(host, "in_training"):
@@ -128,7 +128,7 @@ def _host_in_training() -> Iterator[None]:
 
 
 @contextmanager
-def _layer_choice_kept(text_encoders: nn.Module) -> Iterator[None]:
+def _layer_choice_kept(text_encoders: nn.Module) -> Generator[None, None, None]:
     """Encoding leaves the chosen output layer on the encoders; put back what was there."""
     names = ("layer", "layer_idx", "return_projected_pooled")
     before = [(m, {n: vars(m)[n] for n in names if n in vars(m)}) for m in text_encoders.modules()]

@@ -32,7 +32,7 @@ def class_tokens(clip: Any, class_word: str) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, tokenizer in _tokenizers(clip.tokenizer).items():
-        encoder = getattr(clip.cond_stage_model, name, None)
+        encoder: Any = getattr(clip.cond_stage_model, name, None)
         if isinstance(encoder, comfy.sd1_clip.SDClipModel) and isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
             found[tokenizer.embedding_key] = _embed(encoder, tokenizer, class_word)
     if not found:

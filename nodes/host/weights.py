@@ -1,7 +1,8 @@
 """The host's weights, made fit for autograd without a copy, and given back as they were."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def frozen_alias(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def owned_weights(module: nn.Module) -> Iterator[None]:
+def owned_weights(module: nn.Module) -> Generator[None, None, None]:
     """Within: every parameter and buffer is an ordinary tensor that needs no gradient; after: the host's own objects again.
 
     Only the tensor objects are exchanged. Their memory is shared, and nothing writes to it.
@@ -36,14 +37,14 @@ def owned_weights(module: nn.Module) -> Iterator[None]:
             table[name] = tensor
 
 
-def _tensor_tables(module: nn.Module) -> Iterator[dict[str, Tensor | None]]:
+def _tensor_tables(module: nn.Module) -> Iterator[dict[str, Any]]:
     for child in module.modules():
         yield child._parameters  # the public ways to exchange a tensor would refuse one made in inference mode
         yield child._buffers
 
 
 @contextmanager
-def activations_kept(module: nn.Module) -> Iterator[None]:
+def activations_kept(module: nn.Module) -> Generator[None, None, None]:
     """Within: autograd keeps copies of what it saves, so that later in-place writes do not spoil the backward pass.
 
     The host's text encoders add their residuals in place, onto tensors that a norm has already saved. The module's own weights are

@@ -1,0 +1,356 @@
+"""The nodes, called as the host calls them, on the host's own classes."""
+
+import asyncio
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+SETTINGS = dict(steps=3, learning_rate=1e-2, rank=4, batch_size=1, seed=0, word_vectors=2, word_learning_rate=1e-2, resolution=64)
+TARGET = "a sketch of [V] in Paris"
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return import_module(f"{pack.__name__}.nodes")
+
+
+@pytest.fixture(scope="module")
+def errors(pack):
+    return import_module(f"{pack.__name__}.palp_train.errors")
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def models(request, pack):
+    import tiny_models
+
+    return getattr(tiny_models, request.param)()
+
+
+@pytest.fixture
+def output(tmp_path, host):
+    """A fresh output folder, whose loras folder the host lists."""
+    import folder_paths
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    folder_paths.add_model_folder_path("loras", str(tmp_path / "loras"))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+    folder_paths.folder_names_and_paths["loras"][0].remove(str(tmp_path / "loras"))
+
+
+def subject(nodes, **changes):
+    given = dict(images=[torch.rand(2, 64, 48, 3)], class_word="cat", placeholder="[V]", personalization_prompt="a photo of [V]") | changes
+    return nodes.PalpSubject.execute(**{k: v if isinstance(v, list) else [v] for k, v in given.items()})[0]
+
+
+def train(nodes, models, **changes):
+    given = dict(target_prompt=TARGET, name="test", subject=None, **SETTINGS) | changes
+    given["subject"] = given["subject"] or subject(nodes)
+    with torch.inference_mode():
+        return nodes.PalpTrainLora.execute(models.model, models.clip, models.vae, **given)
+
+
+def denoised(model, conditioning):
+    """One denoised tensor by the host's own sampler: what a picture depends on."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+        return comfy.sample.sample(model, noise, 1, 1.0, "euler", "normal", conditioning, conditioning, torch.zeros(1, 4, 8, 8), seed=5)
+
+
+def encoded(clip, text):
+    with torch.inference_mode():
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def test_the_contract_of_ids_inputs_and_outputs(pack, nodes):
+    listed = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+    schemas = {node.define_schema().node_id: node.define_schema() for node in listed}
+    names = {id: ([i.id for i in s.inputs], [o.display_name for o in s.outputs]) for id, s in schemas.items()}
+    assert names["PalpSubject"] == (["images", "class_word", "placeholder", "personalization_prompt"], ["subject"])
+    assert names["PalpLossConfig"][0] == [
+        *("method", "alignment_scale", "personalization_scale", "alignment_weight", "noise"),
+        *("rescale", "start_percent", "end_percent", "every"),
+    ]
+    assert names["PalpTrainLora"] == (
+        [
+            *("model", "clip", "vae", "subject", "target_prompt", "name", "steps", "learning_rate", "rank", "batch_size", "seed"),
+            *("loss", "clean_prompt", "negative_prompt", "word_vectors", "word_learning_rate", "resolution"),
+        ],
+        ["palp_lora", "lora", "loss_map", "report"],
+    )
+    assert names["ApplyPalpLora"] == (["model", "clip", "palp_lora", "strength"], ["model", "clip", "target_prompt"])
+    assert names["LoadPalpLora"] == (["palp_lora"], ["palp_lora"])
+    assert names["ExportPalpLora"] == (["palp_lora", "format", "name"], ["path"])
+    assert all(s.category == "PALP" and s.description and all(i.tooltip for i in s.inputs) for s in schemas.values())
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs(nodes):
+    root = Path(nodes.__file__).parent.parent
+    for node in (nodes.PalpSubject, nodes.PalpLossConfig, nodes.PalpTrainLora, nodes.ApplyPalpLora, nodes.LoadPalpLora, nodes.ExportPalpLora):
+        schema = node.define_schema()
+        page = (root / "js" / "docs" / f"{schema.node_id}.md").read_text()
+        assert [i.id for i in schema.inputs if f"`{i.id}`" not in page] == []
+
+
+def test_training_writes_a_file_that_the_stock_list_shows_at_once(nodes, models, output):
+    import folder_paths
+
+    palp_lora, lora, loss_map, report = train(nodes, models).args
+    assert palp_lora.file == str(Path("palp") / "test_00001.safetensors")
+    assert palp_lora.file in folder_paths.get_filename_list("loras")
+    assert palp_lora.file in nodes.LoadPalpLora.define_schema().inputs[0].options
+    assert len(loss_map["loss"]) == 3
+    assert palp_lora.file in report and TARGET in report
+    assert not [name for name in lora if name.startswith("bundle_emb")]
+    assert train(nodes, models, seed=1)[0].file == str(Path("palp") / "test_00002.safetensors")
+
+
+def test_the_header_says_what_was_trained_and_names_no_path(nodes, models, output):
+    from safetensors import safe_open
+
+    palp_lora = train(nodes, models, clean_prompt="a drawing of a cat")[0]
+    with safe_open(output / "loras" / palp_lora.file, framework="pt") as file:
+        metadata, keys = file.metadata(), set(file.keys())
+    assert metadata["palp.target_prompt"] == TARGET
+    assert metadata["palp.clean_prompt"] == "a drawing of a cat"
+    assert metadata["modelspec.trigger_phrase"] == "[V]"
+    assert metadata["ss_network_dim"] == "4" and metadata["palp.steps"] == "3"
+    assert all(str(output) not in value and str(Path.home()) not in value for value in metadata.values())
+    assert {"bundle_emb.[V].clip_l"} <= keys
+    assert all(key.startswith(("lora_unet_", "bundle_emb.")) for key in keys)
+
+
+def test_the_stock_lora_loader_gives_the_same_denoised_tensor_as_apply(nodes, models, output, caplog):
+    import nodes as host_nodes
+
+    palp_lora = train(nodes, models)[0]
+    model, clip, target = nodes.ApplyPalpLora.execute(models.model, models.clip, palp_lora, 1.0).args
+    assert target == TARGET
+    conditioning = encoded(clip, TARGET)
+    ours = denoised(model, conditioning)
+    caplog.clear()
+    with torch.inference_mode():
+        stock, _ = host_nodes.LoraLoader().load_lora(models.model, models.clip, palp_lora.file, 1.0, 1.0)
+    assert [r.message for r in caplog.records if "not loaded" in r.message.lower() and "bundle_emb" not in r.message] == []
+    torch.testing.assert_close(denoised(stock, conditioning), ours, rtol=1e-5, atol=1e-5)
+    assert (denoised(models.model, conditioning) - ours).abs().max() > 1e-3
+
+
+def test_the_saved_lora_acts_as_the_trained_one_did(pack, nodes, models):
+    """Patched weights and injected layers agree: the file holds all of what was trained, at the right strength."""
+    part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
+    denoiser, method = part("nodes.host.denoiser"), part("palp_train.denoiser")
+    conditioning = encoded(models.clip, "a cat")
+    given = {"cross_attn": conditioning[0][0], "pooled_output": conditioning[0][1]["pooled_output"]}
+    noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with part("nodes.host.session").training_session(models.model, models.clip) as held, torch.no_grad():
+        network = held.model.model.diffusion_model
+        generator = torch.Generator().manual_seed(0)
+        with part("palp_train.lora").injected_lora(network, denoiser.attention_projections(network), 4, generator) as lora:
+            for parameter in lora.parameters():
+                parameter.normal_(0, 0.2, generator=generator)
+            estimate = denoiser.HostDenoiser(held.model, lora)
+            expected = estimate(noised, estimate.sigmas[[500]], [method.Query(conditioning=given, personalized=True)])
+            tensors = part("nodes.host.lora").named_tensors(held.model.model, lora)
+    import comfy.sd
+
+    with torch.inference_mode():
+        patched, _ = comfy.sd.load_lora_for_models(models.model, None, tensors, 1.0, 0)
+    with part("nodes.host.session").training_session(patched, models.clip) as held, torch.no_grad():
+        with part("palp_train.lora").injected_lora(held.model.model.diffusion_model, ["out.2"][:0] or denoiser.attention_projections(held.model.model.diffusion_model)[:1], 1, generator) as idle:
+            estimate = denoiser.HostDenoiser(held.model, idle)
+            found = estimate(noised, estimate.sigmas[[500]], [method.Query(conditioning=given, personalized=False)])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_placeholder_reads_as_the_new_word_wherever_it_stands(nodes, models, output):
+    palp_lora = train(nodes, models)[0]
+    clip = nodes.ApplyPalpLora.execute(models.model, models.clip, palp_lora, 1.0)[1]
+    plain = encoded(models.clip, TARGET)[0][0]
+    assert (encoded(clip, TARGET)[0][0] - plain).abs().max() > 1e-3
+    assert torch.equal(encoded(clip, "a cat in Paris")[0][0], encoded(models.clip, "a cat in Paris")[0][0])
+    vectors = palp_lora.words[0].vectors["clip_l"]
+    for text in ("[V]", "a photo of [V]", "[V], in Paris", "[V]'s hat", "a hat\n[V] hat", "([V]:1.3) in Paris", "a [V][V]"):
+        tokens = clip.tokenize(text)["l"][0]
+        inserted = [token for token, _ in tokens if isinstance(token, torch.Tensor)]
+        assert torch.equal(torch.stack(inserted[:2]), vectors), text
+        assert len(inserted) == 2 * text.count("[V]"), text
+    assert [w for t, w in clip.tokenize("([V]:1.3)")["l"][0] if isinstance(t, torch.Tensor)] == [1.3, 1.3]
+    assert not any(isinstance(token, torch.Tensor) for token, _ in clip.tokenize("x[V] and [v]")["l"][0])
+
+
+def test_a_loaded_lora_gives_the_same_tensors_as_the_trained_one(nodes, models, output):
+    trained = train(nodes, models)[0]
+    loaded = nodes.LoadPalpLora.execute(trained.file)[0]
+    given = [nodes.ApplyPalpLora.execute(models.model, models.clip, one, 0.8).args for one in (trained, loaded)]
+    results = [denoised(model, encoded(clip, target)) for model, clip, target in given]
+    assert torch.equal(*results)
+
+
+def test_exported_files_and_stock_nodes_give_what_apply_gives(nodes, models, output, monkeypatch):
+    import folder_paths
+    import nodes as host_nodes
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(output / "embeddings")], {".safetensors"}))
+    palp_lora = train(nodes, models)[0]
+    model, clip, _ = nodes.ApplyPalpLora.execute(models.model, models.clip, palp_lora, 1.0).args
+    path = Path(nodes.ExportPalpLora.execute(palp_lora, "kohya + embedding", "mine")[0])
+    assert path == output / "loras" / "palp" / "mine_00001.safetensors"
+    stock_clip = models.clip.clone()
+    import copy
+
+    stock_clip.tokenizer = copy.deepcopy(models.clip.tokenizer)
+    for tokenizer in vars(stock_clip.tokenizer).values():
+        if hasattr(tokenizer, "embedding_directory"):
+            tokenizer.embedding_directory = folder_paths.get_folder_paths("embeddings")
+    with torch.inference_mode():
+        stock, stock_clip = host_nodes.LoraLoader().load_lora(models.model, stock_clip, str(Path("palp") / path.name), 1.0, 1.0)
+    prompt = TARGET.replace("[V]", "embedding:mine_00001")
+    assert torch.equal(encoded(stock_clip, prompt)[0][0], encoded(clip, TARGET)[0][0])
+    torch.testing.assert_close(denoised(stock, encoded(stock_clip, prompt)), denoised(model, encoded(clip, TARGET)), rtol=1e-5, atol=1e-5)
+
+
+def test_no_new_word_trains_the_lora_alone(nodes, models, output):
+    palp_lora = train(nodes, models, word_vectors=0)[0]
+    assert palp_lora.words == []
+    assert not [name for name in palp_lora.tensors() if name.startswith("bundle_emb")]
+
+
+def test_pictures_of_several_sizes_train_at_their_own_aspect(nodes, models, output, pack):
+    pictures = import_module(f"{pack.__name__}.nodes.host.pictures")
+    taught = subject(nodes, images=[torch.rand(1, 100, 50, 3), torch.rand(2, 64, 64, 4)])
+    assert [tuple(i.shape) for i in taught[0].images] == [(100, 50, 3), (64, 64, 3), (64, 64, 3)]
+    latents = pictures.encode_pictures(models.vae, models.model, taught[0].images, 96)
+    assert [tuple(latent.shape) for latent in latents] == [(4, 16, 8), (4, 12, 12), (4, 12, 12)]
+    assert not any(latent.is_inference() for latent in latents)
+    train(nodes, models, subject=taught, batch_size=2)
+
+
+def test_a_picture_is_never_stretched(pack):
+    pictures = import_module(f"{pack.__name__}.nodes.host.pictures")
+    image = torch.zeros(1, 300, 451, 3)
+    image[:, 100:200, 175:275] = 1  # a square stays a square
+    small = pictures._resized(image, 128, 16)[0, ..., 0]
+    rows, columns = (small > 0.5).any(dim=1).sum().item(), (small > 0.5).any(dim=0).sum().item()
+    assert abs(rows - columns) <= 1
+    assert small.shape == (112, 160)
+
+
+BAD_INPUTS = {
+    "target_prompt": dict(target_prompt="a sketch in Paris"),
+    "clean_prompt": dict(clean_prompt="a sketch of [V]"),
+    "negative_prompt": dict(negative_prompt="ugly [V]"),
+    "steps": dict(steps=0),
+    "learning_rate": dict(learning_rate=float("nan")),
+    "rank": dict(rank=100000),
+    "batch_size": dict(batch_size=-1),
+    "seed": dict(seed=-1),
+    "word_vectors": dict(word_vectors=99),
+    "resolution": dict(resolution=7),
+    "name": dict(name="../evil"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_a_bad_training_input_is_refused_by_name_before_anything_is_done(nodes, models, errors, output, name):
+    with pytest.raises(errors.InputError, match=f"^{name}: "):
+        train(nodes, models, **BAD_INPUTS[name])
+    assert list(output.rglob("*.safetensors*")) == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "..", "a..b", "", "  ", "CON", "nul.txt", ".hidden", "dot.", "x" * 500, "a:b", "a\nb", "名" * 50])
+def test_a_name_that_some_system_cannot_keep_is_refused(nodes, models, errors, output, name):
+    with pytest.raises(errors.InputError, match="^name: "):
+        train(nodes, models, name=name)
+    assert list(output.rglob("*.safetensors*")) == []
+
+
+@pytest.mark.parametrize("name", ["my cat", "猫 2", "a.b-c_d"])
+def test_an_ordinary_name_is_kept(nodes, models, output, name):
+    assert train(nodes, models, name=name, steps=1)[0].file == str(Path("palp") / f"{name}_00001.safetensors")
+
+
+BAD_SUBJECTS = {
+    "an empty class word": ("class_word", dict(class_word=" ")),
+    "no placeholder in the personalization prompt": ("personalization_prompt", dict(personalization_prompt="a photo")),
+    "parentheses in the placeholder": ("placeholder", dict(placeholder="(V)")),
+    "braces in the placeholder": ("placeholder", dict(placeholder="{V}")),
+    "a colon in the placeholder": ("placeholder", dict(placeholder="V:1")),
+    "an empty placeholder": ("placeholder", dict(placeholder="")),
+    "NaN in a picture": ("images", dict(images=[torch.full((1, 64, 64, 3), float("nan"))])),
+    "a picture with one channel": ("images", dict(images=[torch.rand(1, 64, 64, 1)])),
+    "a picture without a batch": ("images", dict(images=[torch.rand(64, 64, 3)])),
+    "a tiny picture": ("images", dict(images=[torch.rand(1, 4, 64, 3)])),
+    "an empty batch": ("images", dict(images=[torch.rand(0, 64, 64, 3)])),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SUBJECTS)
+def test_a_bad_subject_is_refused_by_name(nodes, errors, case):
+    name, changes = BAD_SUBJECTS[case]
+    with pytest.raises(errors.InputError, match=f"^{name}: "):
+        subject(nodes, **changes)
+
+
+@pytest.mark.parametrize("name, value", [("method", "magic"), ("alignment_scale", 1e9), ("every", 0), ("start_percent", 1.0), ("noise", "x"), ("rescale", 3)])
+def test_a_bad_loss_setting_is_refused_by_name(nodes, errors, name, value):
+    with pytest.raises(errors.InputError, match=f"^{name}: "):
+        nodes.PalpLossConfig.execute(**{name: value})
+
+
+def test_a_vae_of_another_family_is_refused(nodes, models, errors, output):
+    from dataclasses import replace
+
+    import comfy.sd
+    import comfy.taesd.taesd
+    import tiny_models
+
+    taesd = comfy.taesd.taesd.TAESD(latent_channels=16)
+    tiny_models.randomize(taesd, 0)
+    with torch.inference_mode():
+        foreign = comfy.sd.VAE(sd=taesd.state_dict())
+    with pytest.raises(errors.InputError, match="^vae: .*4 channels"):
+        train(nodes, replace(models, vae=foreign))
+    assert list(output.rglob("*.safetensors*")) == []
+
+
+def test_a_clip_of_another_family_is_refused(nodes, models, errors, output):
+    from dataclasses import replace
+
+    import tiny_models
+
+    foreign = tiny_models.sd15().clip if "SDXL" in type(models.model.model).__name__ else tiny_models.sdxl().clip
+    with pytest.raises(errors.InputError, match="^clip: it encodes text"):
+        train(nodes, replace(models, clip=foreign))
+
+
+def test_models_that_cannot_be_trained_are_refused_with_what_they_are(pack, nodes, errors, output):
+    import comfy.model_base
+    import comfy.ops
+    import tiny_models
+
+    session = import_module(f"{pack.__name__}.nodes.host.session")
+    models = tiny_models.sd15()
+    models.model.model.model_config.unet_config["in_channels"] = 9
+    with pytest.raises(errors.InputError, match="^model: .*inpainting"):
+        train(nodes, models)
+    quantized = tiny_models.sd15(torch.float8_e4m3fn, operations=comfy.ops.fp8_ops)
+    with pytest.raises(errors.InputError, match="^model: its weights are quantized .*float8"):
+        session.refuse_untrainable(quantized.model.model)
+    edm = tiny_models.sd15(model_type=comfy.model_base.ModelType.V_PREDICTION_EDM)
+    train(nodes, edm, steps=1)  # v prediction on a continuous schedule is fine
+    flow = tiny_models.sd15(model_type=comfy.model_base.ModelType.FLOW)
+    with pytest.raises(errors.InputError, match="^model: its sampling"):
+        train(nodes, flow)
+
+
+def test_weights_stored_in_half_precision_train_without_nan(nodes, errors, output):
+    import tiny_models
+
+    losses = train(nodes, tiny_models.sd15(torch.float16), steps=4)[2]["loss"]
+    assert all(0 < loss < 100 for loss in losses)

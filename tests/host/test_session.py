@@ -1,0 +1,184 @@
+"""After a run, an exception at any point and a cancel, the user's MODEL and CLIP are what they were."""
+
+import hashlib
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+
+def portrait(root: nn.Module) -> dict:
+    """Everything that could have changed in a module tree: objects, attributes, hooks, and the bits of every tensor."""
+    seen = {}
+    for path, module in root.named_modules():
+        tables = {name: {k: id(v) for k, v in vars(module)[name].items()} for name in ("_modules", "_parameters", "_buffers")}
+        hooks = {name: list(value) for name, value in vars(module).items() if "hooks" in name and value}
+        plain = {name: id(value) for name, value in vars(module).items() if name not in tables and "hooks" not in name}
+        flags = {name: (p.requires_grad, p.is_inference()) for name, p in module._parameters.items() if p is not None}
+        seen[path] = (id(module), type(module), tables, hooks, plain, flags)
+    bits = {name: hashlib.sha256(t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for name, t in root.state_dict().items()}
+    return {"modules": seen, "bits": bits}
+
+
+def everything(models) -> list:
+    """The portrait of a user's MODEL and CLIP, with their patchers' own state."""
+    patchers = [models.model, models.clip.patcher]
+    attributes = [{k: repr(v) if k != "model" else id(v) for k, v in vars(p).items()} for p in patchers]
+    clip = {k: id(v) for k, v in vars(models.clip).items()}
+    return [portrait(models.model.model), portrait(models.clip.cond_stage_model), attributes, clip]
+
+
+def sampled(models) -> torch.Tensor:
+    """A picture's latent by the host's own sampler."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        cond, pooled = models.clip.encode_from_tokens(models.clip.tokenize("a sketch of a cat"), return_pooled=True)
+        prompt = [[cond, {"pooled_output": pooled}]]
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+        return comfy.sample.sample(models.model, noise, 2, 4.0, "euler", "normal", prompt, prompt, torch.zeros(1, 4, 8, 8), seed=5)
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def models(request, pack):
+    import tiny_models
+
+    made = getattr(tiny_models, request.param)()
+    sampled(made)  # the host's own loading leaves its marks; they are not ours to remove
+    return made
+
+
+@pytest.fixture
+def training(pack, models):
+    """(run, job): a short training job on the models, and what runs it."""
+    module = import_module(f"{pack.__name__}.nodes.host.training")
+    return module, short_job(pack, models)
+
+
+def short_job(pack, models, steps=3):
+    part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
+    prompts, config = part("palp_train.prompts"), part("palp_train.config")
+    subject = prompts.Subject()
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
+    return part("nodes.host.training").Job(
+        model=models.model,
+        clip=models.clip,
+        vae=models.vae,
+        subjects=[part("nodes.host.pictures").SubjectPictures(subject=subject, images=(picture,))],
+        prompts=prompts.prompt_set([subject], "a sketch of [V] in Paris"),
+        train=config.TrainConfig(steps=steps, rank=4, resolution=64, learning_rate=1e-3, word_learning_rate=1e-3),
+        loss=config.LossConfig(),
+    )
+
+
+def test_a_run_gives_everything_back_and_samples_the_same_picture(training, models):
+    module, job = training
+    picture, before = sampled(models), everything(models)
+    with torch.inference_mode():
+        outcome = module.run(job)
+    assert everything(models) == before
+    assert torch.equal(sampled(models), picture)
+    assert len(outcome.steps) == 3
+
+
+def test_training_leaves_the_global_random_state_and_the_modes_alone(training):
+    module, job = training
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        module.run(job)
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 6])
+def test_an_exception_inside_the_network_gives_everything_back(training, models, call):
+    """The host raises in the middle of a forward pass when its user cancels, and when memory runs out."""
+    module, job = training
+    picture, before = sampled(models), everything(models)
+    layer, calls = models.model.model.diffusion_model.time_embed, []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt("in the middle of a forward pass")
+
+    handle = layer.register_forward_hook(fail)
+    try:
+        with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
+            module.run(job)
+    finally:
+        handle.remove()
+    assert len(calls) == call
+    assert everything(models) == before
+    assert torch.equal(sampled(models), picture)
+
+
+def test_a_cancel_stops_within_a_step_and_gives_everything_back(training, models):
+    import comfy.model_management as mm
+
+    module, job = training
+    before = everything(models)
+    steps = []
+
+    def cancel_in_the_first_step(*_):
+        steps.append(1)
+        mm.interrupt_current_processing(True)
+
+    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(cancel_in_the_first_step)
+    try:
+        with torch.inference_mode(), pytest.raises(mm.InterruptProcessingException):
+            module.run(job)
+    finally:
+        handle.remove()
+        mm.interrupt_current_processing(False)
+    assert len(steps) <= 2  # the training pass and the alignment pass of one step
+    assert everything(models) == before
+
+
+def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(training, pack):
+    module, job = training
+    first, second = module.run(job), module.run(job)
+    other = module.run(replace_seed(job))
+    for name, tensor in first.lora.items():
+        assert torch.equal(tensor, second.lora[name]), name
+    assert all(torch.equal(first.words[0].vectors[k], second.words[0].vectors[k]) for k in first.words[0].vectors)
+    assert any(not torch.equal(tensor, other.lora[name]) for name, tensor in first.lora.items())
+
+
+def replace_seed(job):
+    from dataclasses import replace
+
+    return replace(job, train=replace(job.train, seed=1))
+
+
+def test_a_model_with_a_lora_of_the_users_is_trained_as_it_stands_and_given_back(pack, models):
+    """The pre-trained model is then the user's patched one; its patches are applied in place by the host."""
+    module = import_module(f"{pack.__name__}.nodes.host.training")
+    from dataclasses import replace
+
+    import comfy.sd
+
+    job = short_job(pack, models)
+    with torch.inference_mode():
+        first = module.run(job)
+        patched, _ = comfy.sd.load_lora_for_models(models.model, None, first.lora, 5.0, 0)
+        own = replace(models, model=patched)
+        picture = sampled(own)
+        second = module.run(replace(job, model=patched))
+        assert torch.equal(sampled(own), picture)
+    assert first.steps[0].personalization != second.steps[0].personalization
+
+
+def test_a_partly_loaded_model_is_refused_with_its_size(training, models):
+    """As on a host started with --novram: some weights stay behind and are cast at every use."""
+    module, job = training
+    models.model.model.model_lowvram = True
+    session = import_module(f"{module.__name__.rpartition('.')[0]}.session")
+    errors = import_module(f"{module.__name__.split('.')[0]}.palp_train.errors")
+    try:
+        with pytest.raises(errors.InputError, match="model: only .* GiB could be loaded"):
+            session._refuse_partly_loaded(models.model, "model")
+    finally:
+        models.model.model.model_lowvram = False
