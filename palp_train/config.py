@@ -58,7 +58,7 @@ def check_value(name: str, value: object, default: object, metadata: Any) -> Non
 def _check_number(name: str, value: object, default: object, low: float, high: float) -> None:
     whole = isinstance(default, int)
     right_kind = isinstance(value, int) if whole else isinstance(value, int | float)
-    if not right_kind or isinstance(value, bool) or not math.isfinite(value):  # pyright: ignore[reportArgumentType]
+    if not right_kind or isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         raise InputError(name, f"{value!r} is not a {'whole ' if whole else ''}number.")
     if not low <= value <= high:  # pyright: ignore[reportOperatorIssue]
         raise InputError(name, f"{value} is out of range: it must be from {low:g} to {high:g}.")

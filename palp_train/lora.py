@@ -1,6 +1,7 @@
 """A LoRA inside a network that somebody else owns: peft's layers, put in and taken out again. Appendix C."""
 
 import math
+import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -63,6 +64,7 @@ def injected_lora(network: nn.Module, targets: Iterable[str], rank: int, generat
     """
     paths = list(targets)
     originals = {path: network.get_submodule(path) for path in paths}
+    trained_before = [parameter for parameter in network.parameters() if parameter.requires_grad]  # peft freezes them
     try:
         layers = _inject(network, paths, rank)
         for layer in layers.values():
@@ -73,12 +75,15 @@ def injected_lora(network: nn.Module, targets: Iterable[str], rank: int, generat
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, original)
         vars(network).pop("peft_config", None)
+        for parameter in trained_before:
+            parameter.requires_grad_(True)
 
 
 def _inject(network: nn.Module, paths: list[str], rank: int) -> dict[str, nn.Module]:
     from peft import LoraConfig, inject_adapter_in_model  # late: it imports much, and the host imports us at every start
 
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=paths, init_lora_weights=False)
+    exactly = "|".join(map(re.escape, paths))  # a list would match every path that ends like one of them
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exactly, init_lora_weights=False)
     inject_adapter_in_model(config, network, adapter_name=ADAPTER, low_cpu_mem_usage=True)  # on "meta": draws no random numbers
     return {path: network.get_submodule(path) for path in paths}
 

@@ -1,7 +1,7 @@
 """Prompts and the placeholder that stands for the subject in them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
@@ -20,9 +20,11 @@ def has_placeholder(prompt: str, placeholder: str) -> bool:
     return find_placeholder(placeholder).search(prompt) is not None
 
 
-def replace_placeholder(prompt: str, placeholder: str, text: str) -> str:
-    """The prompt with ``text`` wherever the placeholder stood."""
-    return find_placeholder(placeholder).sub(lambda _: text, prompt)
+def replace_placeholders(prompt: str, texts: Mapping[str, str]) -> str:
+    """The prompt with each placeholder's text wherever it stood, all at once: what a text brings in is not looked at again."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    any_of_them = "|".join(find_placeholder(placeholder).pattern for placeholder in longest_first)
+    return re.sub(any_of_them, lambda match: texts[match[0]], prompt) if texts else prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,11 @@ def prompt_set(subjects: Sequence[Subject], target_prompt: str, clean_prompt: st
     Raises:
         InputError: the target lacks a placeholder, or a prompt for the pre-trained model, which does not know the new word, has one.
     """
-    clean = clean_prompt.strip() or target_prompt
     for subject in subjects:
         _require_placeholder("target_prompt", target_prompt, subject.placeholder)
-        if not clean_prompt.strip():
-            clean = replace_placeholder(clean, subject.placeholder, subject.class_word.strip())
+    classes = {subject.placeholder: subject.class_word.strip() for subject in subjects}
+    clean = clean_prompt.strip() or replace_placeholders(target_prompt, classes)
+    for subject in subjects:
         _refuse_placeholder("clean_prompt", clean, subject)
         _refuse_placeholder("negative_prompt", negative_prompt, subject)
     return PromptSet(target=target_prompt, clean=clean, negative=negative_prompt)

@@ -14,6 +14,9 @@ from .errors import UnstableTrainingError
 from .losses import personalization_loss, prompt_alignment_loss, rescale_weight
 from .prompts import PromptSet
 
+SMALLEST_LOSS_SCALE = 1.0
+"""Below it float16 gradients overflow however small the loss is made: they are not finite in themselves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -101,6 +104,8 @@ def train(
             raise UnstableTrainingError(step, batch.sigma.max().item())
         scaler.step(optimizer)
         scaler.update()
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:  # it halves at every overflow and skips the step
+            raise UnstableTrainingError(step, batch.sigma.max().item())
         yield StepReport(
             step=step,
             personalization=personalization.item(),

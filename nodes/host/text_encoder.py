@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
-from ...palp_train.prompts import replace_placeholder
+from ...palp_train.prompts import replace_placeholders
 from .weights import activations_kept
 
 
@@ -92,10 +92,11 @@ def _tokenizer_with_words(tokenizer: Any, words: Sequence[WordEmbedding]) -> Any
 
 
 def _named(text: str, words: Sequence[WordEmbedding], known: Mapping[str, Tensor]) -> str:
+    texts: dict[str, str] = {}
     for word in words:
         name = _embedding_name(word)
-        text = replace_placeholder(text, word.placeholder, f" embedding:{name} " if name in known else word.class_word or word.placeholder)
-    return text
+        texts[word.placeholder] = f" embedding:{name} " if name in known else word.class_word or word.placeholder
+    return replace_placeholders(text, texts)
 
 
 def _embedding_name(word: WordEmbedding) -> str:

@@ -162,7 +162,8 @@ def test_the_saved_lora_acts_as_the_trained_one_did(pack, nodes, models):
     with torch.inference_mode():
         patched, _ = comfy.sd.load_lora_for_models(models.model, None, tensors, 1.0, 0)
     with part("nodes.host.session").training_session(patched, models.clip) as held, torch.no_grad():
-        with part("palp_train.lora").injected_lora(held.model.model.diffusion_model, ["out.2"][:0] or denoiser.attention_projections(held.model.model.diffusion_model)[:1], 1, generator) as idle:
+        network = held.model.model.diffusion_model
+        with part("palp_train.lora").injected_lora(network, denoiser.attention_projections(network)[:1], 1, generator) as idle:
             estimate = denoiser.HostDenoiser(held.model, idle)
             found = estimate(noised, estimate.sigmas[[500]], [method.Query(conditioning=given, personalized=False)])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -194,6 +195,7 @@ def test_a_loaded_lora_gives_the_same_tensors_as_the_trained_one(nodes, models, 
 
 def test_exported_files_and_stock_nodes_give_what_apply_gives(nodes, models, output, monkeypatch):
     import folder_paths
+
     import nodes as host_nodes
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(output / "embeddings")], {".safetensors"}))
@@ -265,7 +267,7 @@ def test_a_bad_training_input_is_refused_by_name_before_anything_is_done(nodes, 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "..", "a..b", "", "  ", "CON", "nul.txt", ".hidden", "dot.", "x" * 500, "a:b", "a\nb", "名" * 50])
 def test_a_name_that_some_system_cannot_keep_is_refused(nodes, models, errors, output, name):
-    with pytest.raises(errors.InputError, match="^name: "):
+    with pytest.raises(errors.InputError, match=r"^name: "):
         train(nodes, models, name=name)
     assert list(output.rglob("*.safetensors*")) == []
 
@@ -314,7 +316,7 @@ def test_a_vae_of_another_family_is_refused(nodes, models, errors, output):
     tiny_models.randomize(taesd, 0)
     with torch.inference_mode():
         foreign = comfy.sd.VAE(sd=taesd.state_dict())
-    with pytest.raises(errors.InputError, match="^vae: .*4 channels"):
+    with pytest.raises(errors.InputError, match=r"^vae: .*4 channels"):
         train(nodes, replace(models, vae=foreign))
     assert list(output.rglob("*.safetensors*")) == []
 
@@ -325,7 +327,7 @@ def test_a_clip_of_another_family_is_refused(nodes, models, errors, output):
     import tiny_models
 
     foreign = tiny_models.sd15().clip if "SDXL" in type(models.model.model).__name__ else tiny_models.sdxl().clip
-    with pytest.raises(errors.InputError, match="^clip: it encodes text"):
+    with pytest.raises(errors.InputError, match=r"^clip: it encodes text"):
         train(nodes, replace(models, clip=foreign))
 
 
@@ -337,15 +339,15 @@ def test_models_that_cannot_be_trained_are_refused_with_what_they_are(pack, node
     session = import_module(f"{pack.__name__}.nodes.host.session")
     models = tiny_models.sd15()
     models.model.model.model_config.unet_config["in_channels"] = 9
-    with pytest.raises(errors.InputError, match="^model: .*inpainting"):
+    with pytest.raises(errors.InputError, match=r"^model: .*inpainting"):
         train(nodes, models)
     quantized = tiny_models.sd15(torch.float8_e4m3fn, operations=comfy.ops.fp8_ops)
-    with pytest.raises(errors.InputError, match="^model: its weights are quantized .*float8"):
+    with pytest.raises(errors.InputError, match=r"^model: its weights are quantized .*float8"):
         session.refuse_untrainable(quantized.model.model)
     edm = tiny_models.sd15(model_type=comfy.model_base.ModelType.V_PREDICTION_EDM)
     train(nodes, edm, steps=1)  # v prediction on a continuous schedule is fine
     flow = tiny_models.sd15(model_type=comfy.model_base.ModelType.FLOW)
-    with pytest.raises(errors.InputError, match="^model: its sampling"):
+    with pytest.raises(errors.InputError, match=r"^model: its sampling"):
         train(nodes, flow)
 
 

@@ -173,12 +173,12 @@ def test_a_model_with_a_lora_of_the_users_is_trained_as_it_stands_and_given_back
 
 def test_a_partly_loaded_model_is_refused_with_its_size(training, models):
     """As on a host started with --novram: some weights stay behind and are cast at every use."""
-    module, job = training
+    module, _ = training
     models.model.model.model_lowvram = True
     session = import_module(f"{module.__name__.rpartition('.')[0]}.session")
     errors = import_module(f"{module.__name__.split('.')[0]}.palp_train.errors")
     try:
-        with pytest.raises(errors.InputError, match="model: only .* GiB could be loaded"):
+        with pytest.raises(errors.InputError, match=r"model: only .* GiB could be loaded"):
             session._refuse_partly_loaded(models.model, "model")
     finally:
         models.model.model.model_lowvram = False

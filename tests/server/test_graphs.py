@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from demo import CHECKPOINT, PICTURE
 from demo.errors import Interrupted, NodeFailed
-from PIL import Image
 
 SIDE = 64
 TARGET = "a sketch of [V] in Paris"
