@@ -55,9 +55,13 @@ class Client:
         """The prompt id under which ``graph``, in API format, now waits.
 
         Raises:
-            GraphRejected: a node or an input is not as the server wants it.
+            GraphRejected: a node or an input is not as the server wants it. Where that spoils only some of the output nodes, the server
+                runs the others all the same.
         """
-        return self._json("/prompt", {"prompt": graph, "client_id": self.client_id})["prompt_id"]
+        answer = self._json("/prompt", {"prompt": graph, "client_id": self.client_id})
+        if answer.get("node_errors"):
+            raise GraphRejected({"error": "The server left out some output nodes.", **answer})
+        return answer["prompt_id"]
 
     def follow(self, prompt_id: str, *, show: bool = False) -> Outputs:
         """What the prompt's output nodes put out, by node id; waits until it has ended.

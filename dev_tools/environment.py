@@ -14,12 +14,14 @@ from pathlib import Path
 TORCH = """\
 torch==2.14.1; python_version >= "3.11"
 torchvision==0.29.1; python_version >= "3.11"
+torchaudio==2.11.0; python_version >= "3.11"
 torch; python_version < "3.11"
 torchvision; python_version < "3.11"
+torchaudio; python_version < "3.11"
 torchsde
 requests
 """
-# torch and torchvision are pinned above; torchaudio serves only audio nodes, and ComfyUI starts without it.
+# Pinned above.
 NOT_FROM_HOST = frozenset({"torch", "torchvision", "torchaudio"})
 
 

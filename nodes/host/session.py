@@ -1,6 +1,5 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
-import inspect
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,8 +46,7 @@ def training_session(model: Any, clip: Any) -> Generator[Session, None, None]:
         InputError: the model cannot be trained, or does not fit into memory whole.
     """
     refuse_untrainable(model.model)
-    session = Session(model=_private(model), clip=clip.clone())
-    session.clip.patcher = _private(clip.patcher)
+    session = Session(model=_private(model, "model"), clip=_private_clip(clip))
     with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
         comfy.model_management.load_models_gpu([session.model, session.clip.patcher], force_full_load=True)
     _refuse_partly_loaded(session.model, "model")
@@ -59,7 +57,7 @@ def training_session(model: Any, clip: Any) -> Generator[Session, None, None]:
         stack.enter_context(_host_in_training())
         stack.enter_context(owned_weights(session.model.model))
         stack.enter_context(owned_weights(session.clip.cond_stage_model))
-        stack.enter_context(_layer_choice_kept(session.clip.cond_stage_model))
+        stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
         session.model.pre_run()
         stack.callback(session.model.cleanup)
         yield session
@@ -95,11 +93,31 @@ def _is_quantized(layer: nn.Module) -> bool:
     return runs_fp8 or not (type(weight) is nn.Parameter or type(weight.data) is torch.Tensor) or not weight.dtype.is_floating_point
 
 
-def _private(patcher: Any) -> Any:
-    """A clone that weights can be exchanged in; newer hosts load weights as they are used, which has to be switched off."""
-    if getattr(patcher, "is_dynamic", lambda: False)() and "disable_dynamic" in inspect.signature(patcher.clone).parameters:
+def _private(patcher: Any, name: str) -> Any:
+    """A clone that weights can be exchanged in.
+
+    Newer hosts have patchers that load weights only as they are used. Of such a one the clone has a model of its own, loaded anew.
+
+    Raises:
+        InputError: it would have to be loaded anew, and the node that made it did not say how.
+    """
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher.clone()
+    if getattr(patcher, "cached_patcher_init", None) is None:
+        raise InputError(
+            name,
+            "its weights are loaded as they are used (dynamic VRAM), and the node that loaded it cannot load it whole. "
+            "Use a stock loader such as Load Checkpoint, or start ComfyUI with --disable-dynamic-vram.",
+        )
+    with torch.inference_mode():
         return patcher.clone(disable_dynamic=True)
-    return patcher.clone()
+
+
+def _private_clip(clip: Any) -> Any:
+    clone = clip.clone()
+    clone.patcher = _private(clip.patcher, "clip")
+    clone.cond_stage_model = clone.patcher.model
+    return clone
 
 
 def _refuse_partly_loaded(patcher: Any, name: str) -> None:
@@ -128,12 +146,12 @@ def _host_in_training() -> Generator[None, None, None]:
 
 
 @contextmanager
-def _layer_choice_kept(text_encoders: nn.Module) -> Generator[None, None, None]:
-    """Encoding leaves the chosen output layer on the encoders; put back what was there."""
-    names = ("layer", "layer_idx", "return_projected_pooled")
-    before = [(m, {n: vars(m)[n] for n in names if n in vars(m)}) for m in text_encoders.modules()]
+def _encoder_options_kept(text_encoders: nn.Module) -> Generator[None, None, None]:
+    """Encoding leaves the chosen output layer and the like on the encoders; put back what was there."""
+    encoders = [module for module in text_encoders.modules() if hasattr(module, "set_clip_options")]
+    before = [{name: value for name, value in vars(module).items() if not name.startswith("_")} for module in encoders]
     try:
         yield
     finally:
-        for module, values in before:
+        for module, values in zip(encoders, before, strict=True):
             vars(module).update(values)

@@ -75,20 +75,31 @@ def _tokenizer_with_words(tokenizer: Any, words: Sequence[WordEmbedding]) -> Any
     Where a word has no vectors for this encoder, its class word is read instead.
     """
     known = {_embedding_name(word): word.vectors[tokenizer.embedding_key] for word in words if tokenizer.embedding_key in word.vectors}
+    says_name = _says_name(tokenizer)
 
     class TokenizerWithWords(type(tokenizer)):
         def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
             return super().tokenize_with_weights(_named(text, words, known), *args, **kwargs)
 
-        def _try_get_embedding(self, embedding_name: str) -> tuple[Tensor | None, str]:
+        def _try_get_embedding(self, embedding_name: str) -> tuple[Any, ...]:
             name, *rest = embedding_name.split()
-            return (known[name], " ".join(rest)) if name in known else super()._try_get_embedding(embedding_name)
+            if name not in known:
+                return super()._try_get_embedding(embedding_name)
+            leftover = " ".join(rest)
+            return (known[name], name, leftover) if says_name else (known[name], leftover)
 
     clone = copy.copy(tokenizer)
     clone.__class__ = TokenizerWithWords
     if clone.embedding_directory is None:
         clone.embedding_directory = []  # else the host does not look for embeddings in the text at all
     return clone
+
+
+def _says_name(tokenizer: Any) -> bool:
+    """Whether the host's embedding lookup gives (embedding, name, leftover), as it does from 0.33 at the latest, not (embedding, leftover)."""
+    probe = copy.copy(tokenizer)
+    probe.embedding_directory = []  # nothing is searched
+    return len(probe._try_get_embedding("palp")) == 3
 
 
 def _named(text: str, words: Sequence[WordEmbedding], known: Mapping[str, Tensor]) -> str:

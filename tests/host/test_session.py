@@ -1,7 +1,10 @@
 """After a run, an exception at any point and a cancel, the user's MODEL and CLIP are what they were."""
 
 import hashlib
+import os
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,16 +151,12 @@ def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(training, pa
 
 
 def replace_seed(job):
-    from dataclasses import replace
-
     return replace(job, train=replace(job.train, seed=1))
 
 
 def test_a_model_with_a_lora_of_the_users_is_trained_as_it_stands_and_given_back(pack, models):
     """The pre-trained model is then the user's patched one; its patches are applied in place by the host."""
     module = import_module(f"{pack.__name__}.nodes.host.training")
-    from dataclasses import replace
-
     import comfy.sd
 
     job = short_job(pack, models)
@@ -182,3 +181,50 @@ def test_a_partly_loaded_model_is_refused_with_its_size(training, models):
             session._refuse_partly_loaded(models.model, "model")
     finally:
         models.model.model.model_lowvram = False
+
+
+def can_leave_weights_on_disk() -> bool:
+    """Whether the host that the tests run on has patchers that load weights only as they are used; newer ones do."""
+    return "disable_dynamic" in (Path(os.environ["COMFYUI_PATH"]) / "comfy" / "model_patcher.py").read_text()
+
+
+if can_leave_weights_on_disk():
+
+    @pytest.fixture
+    def dynamic(models):
+        """The models in patchers that say so of themselves: the host's own, which hold weights outside of torch, need a GPU."""
+        import comfy.model_patcher
+        import tiny_models
+
+        family = tiny_models.sdxl if "SDXL" in type(models.model.model).__name__ else tiny_models.sd15
+
+        class Dynamic(comfy.model_patcher.ModelPatcher):
+            def is_dynamic(self):
+                return True
+
+        def dynamic_patcher(patcher, load):
+            made = Dynamic(patcher.model, patcher.load_device, patcher.offload_device)
+            made.cached_patcher_init = (load, ())
+            made.model_size()  # which it remembers
+            return made
+
+        clip = models.clip.clone()
+        clip.patcher = dynamic_patcher(models.clip.patcher, lambda disable_dynamic: family().clip.patcher)
+        return replace(models, model=dynamic_patcher(models.model, lambda disable_dynamic: family().model), clip=clip)
+
+    def test_models_whose_weights_load_as_they_are_used_are_trained_on_copies_of_their_own(pack, models, dynamic):
+        module = import_module(f"{pack.__name__}.nodes.host.training")
+        with torch.inference_mode():
+            expected = module.run(short_job(pack, models))
+            before = everything(dynamic)
+            found = module.run(short_job(pack, dynamic))
+        assert everything(dynamic) == before
+        assert all(torch.equal(tensor, found.lora[name]) for name, tensor in expected.lora.items())
+
+    @pytest.mark.parametrize("name", ["model", "clip"])
+    def test_a_model_that_cannot_be_loaded_anew_is_refused(pack, dynamic, name):
+        module = import_module(f"{pack.__name__}.nodes.host.training")
+        errors = import_module(f"{pack.__name__}.palp_train.errors")
+        (dynamic.model if name == "model" else dynamic.clip.patcher).cached_patcher_init = None
+        with pytest.raises(errors.InputError, match=rf"^{name}: .*stock loader"):
+            module.run(short_job(pack, dynamic))
