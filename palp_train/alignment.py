@@ -29,13 +29,17 @@ class Conditionings:
     clean: Conditioning
     """y_c."""
     empty: Conditioning
-    """The unconditional prompt, or the user's negative one."""
+    """The unconditional prompt, or the user's negative one, for the pre-trained model or the teacher."""
+    personal_empty: Conditioning
+    """The same for the personalized model; the same object where there is no teacher."""
     bad: Conditioning | None = None
     """NFSD's prompt for bad pictures; only that method needs it."""
 
 
 @torch.no_grad()
-def alignment_score(denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig) -> Tensor:
+def alignment_score(
+    denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig, teacher: Denoiser | None = None
+) -> Tensor:
     """The direction that the estimate of x0 should descend, by the method that ``config`` names.
 
     Args:
@@ -45,20 +49,24 @@ def alignment_score(denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Te
         sigma: noise levels, shape (B,).
         prompts: what the predictions are conditioned on.
         config: method and guidance scales.
+        teacher: who predicts in the pre-trained model's place; None: that model itself.
 
     Returns:
         The score, shape (B, C, H, W), without gradient.
     """
-    parametrization = denoiser.parametrization
+    parametrization, pretrained_denoiser = denoiser.parametrization, teacher or denoiser
     if config.method == "nfsd":
-        return _noise_free(denoiser, noised, sigma, prompts, config)
+        return _noise_free(pretrained_denoiser, noised, sigma, prompts, config)
     rows = len(noised)
     pretrained = Guided(cond=[prompts.clean] * rows, uncond=prompts.empty, scale=config.alignment_scale, personalized=False)
     if config.method == "sds":
-        (target,) = guided_estimates(denoiser, noised, sigma, [pretrained])
+        (target,) = guided_estimates(pretrained_denoiser, noised, sigma, [pretrained])
         return score_distillation(target, noised, noise, sigma, parametrization)
-    personalized = Guided(cond=prompts.personal, uncond=prompts.empty, scale=config.personalization_scale, personalized=True)
-    target, reference = guided_estimates(denoiser, noised, sigma, [pretrained, personalized])
+    personalized = Guided(cond=prompts.personal, uncond=prompts.personal_empty, scale=config.personalization_scale, personalized=True)
+    if teacher is None:
+        target, reference = guided_estimates(denoiser, noised, sigma, [pretrained, personalized])
+    else:
+        (target,), (reference,) = guided_estimates(teacher, noised, sigma, [pretrained]), guided_estimates(denoiser, noised, sigma, [personalized])
     return delta_denoising_score(target, reference, sigma, parametrization)
 
 

@@ -11,6 +11,9 @@ from .errors import InputError
 
 METHODS = ("palp", "sds", "nfsd", "none")
 NOISES = ("same", "independent")
+LAYERS = ("attention", "all linear")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHECKPOINTING = ("auto", "on", "off")
 MAX_SEED = 2**64 - 1
 
 
@@ -111,7 +114,21 @@ class TrainConfig:
     seed: int = number(0, 0, MAX_SEED, "Seed of all randomness: the same seed on the same machine gives the same LoRA.")
     word_vectors: int = number(1, 0, 16, "Vectors of the new word, trained with the LoRA; 0: no new word. Ours: 1, one token.")
     word_learning_rate: float = number(5e-5, 1e-8, 1.0, "Learning rate of the new word. Appendix C: 5e-5, as for the LoRA.")
-    resolution: int = number(512, 64, 4096, "Pictures are scaled, at their own aspect, to about resolution x resolution pixels. SD 1.x: 512, SDXL: 1024.")
+    gradient_accumulation: int = number(
+        1, 1, 1024, "Batches per step: their gradients are averaged before the optimizer moves. batch_size times this is Appendix C's global batch of 32."
+    )
+    resolution: int = number(
+        512, 64, 4096, "Pictures are scaled, at their own aspect, to about resolution x resolution pixels. SD 1.x: 512, SDXL and newer: 1024."
+    )
+    layers: str = choice(LAYERS, "attention: the projections of self- and cross-attention, as in Appendix C. all linear: also the feed-forward layers.")
+    precision: str = choice(
+        PRECISIONS,
+        "What the network computes in. auto: what ComfyUI runs the model in. The LoRA, the word and the optimizer are float32 always; "
+        "fp16 scales its loss. Another precision than the model's own casts weights as they are used, which takes memory.",
+    )
+    gradient_checkpointing: str = choice(
+        CHECKPOINTING, "on: far less memory, about a third slower. off: faster. auto: on where an estimate says that training would not fit otherwise."
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -59,11 +59,14 @@ class EpsilonPrediction:
 
 @dataclass(frozen=True)
 class VelocityPrediction:
-    """Networks that predict v (Salimans & Ho 2022): ``x0_hat = (noised - sigma sqrt(1 + sigma^2) output) / (1 + sigma^2)``.
+    """Networks that predict v (Salimans & Ho 2022), or what EDM's do (Karras et al. 2022), its negative.
 
-    Noise is added as for epsilon prediction; only the way from the output to x0 differs:
-    ``d x0_hat / d output = -sigma / sqrt(1 + sigma^2)``.
+    With s the standard deviation of the data, ``x0_hat = (s^2 noised - s sigma sqrt(s^2 + sigma^2) output) / (s^2 + sigma^2)``. Noise is
+    added as for epsilon prediction; only the way from the output to x0 differs: ``d x0_hat / d output = -s sigma / sqrt(s^2 + sigma^2)``.
     """
+
+    data_std: float = 1.0
+    """s: 1 for v prediction, 0.5 in EDM."""
 
     def signal_scale(self, sigma: Tensor) -> Tensor:
         """1, as for epsilon prediction."""
@@ -74,8 +77,45 @@ class VelocityPrediction:
         return sigma
 
     def output_scale(self, sigma: Tensor) -> Tensor:
-        """``sigma / sqrt(1 + sigma^2)``, at most 1."""
-        return sigma / (1 + sigma**2).sqrt()
+        """``s sigma / sqrt(s^2 + sigma^2)``, at most s."""
+        return self.data_std * sigma / (self.data_std**2 + sigma**2).sqrt()
+
+
+@dataclass(frozen=True)
+class SamplePrediction:
+    """Networks that predict x0 itself: ``x0_hat = output``. Noise is added as for epsilon prediction."""
+
+    def signal_scale(self, sigma: Tensor) -> Tensor:
+        """1, as for epsilon prediction."""
+        return torch.ones_like(sigma)
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Sigma, as for epsilon prediction."""
+        return sigma
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """1: there is nothing to rescale."""
+        return torch.ones_like(sigma)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Networks that predict the velocity ``noise - x`` of straight paths (Liu et al. 2022; Esser et al. 2024), sigma in (0, 1].
+
+    ``noised = (1 - sigma) x + sigma noise`` and ``x0_hat = noised - sigma output``, so that ``d x0_hat / d output = -sigma``.
+    """
+
+    def signal_scale(self, sigma: Tensor) -> Tensor:
+        """``1 - sigma``: the image fades out as the noise fades in."""
+        return 1 - sigma
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Sigma itself, which is time here."""
+        return sigma
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """Sigma, as for epsilon prediction."""
+        return sigma
 
 
 class Denoiser(Protocol):

@@ -14,8 +14,8 @@ def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tens
     return uncond + scale * (cond - uncond)
 
 
-def personalization_loss(denoised: Tensor, latent: Tensor, sigma: Tensor, parametrization: Parametrization) -> Tensor:
-    """Mean of ``(output - target)^2`` in what the network predicts: the loss that the base model was trained with. Eq. (1).
+def personalization_loss(denoised: Tensor, latent: Tensor, sigma: Tensor, parametrization: Parametrization, weight: Tensor | None = None) -> Tensor:
+    """Mean of ``weight (output - target)^2`` in what the network predicts: the loss that the base model was trained with. Eq. (1).
 
     The output differs from its target by the error of x0_hat over ``|d x0_hat / d output|``: noise for epsilon prediction,
     v for v prediction.
@@ -25,11 +25,13 @@ def personalization_loss(denoised: Tensor, latent: Tensor, sigma: Tensor, parame
         latent: the clean latents, same shape.
         sigma: noise levels, shape (B,).
         parametrization: what the network predicts.
+        weight: how much each place counts, broadcasts to that shape; None: all alike. Unlike the paper, which knows no masks.
 
     Returns:
         A scalar with gradient.
     """
-    return ((denoised - latent) / per_sample(parametrization.output_scale(sigma), latent)).square().mean()
+    error = ((denoised - latent) / per_sample(parametrization.output_scale(sigma), latent)).square()
+    return (error if weight is None else weight * error).mean()
 
 
 def delta_denoising_score(target: Tensor, reference: Tensor, sigma: Tensor, parametrization: Parametrization) -> Tensor:

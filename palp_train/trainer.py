@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,20 @@ SMALLEST_LOSS_SCALE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A training picture: its latent of shape (C, H, W), scaled as the network takes it, and its personalization prompt y_P."""
+    """A training picture: its latent of shape (C, H, W) or (C, T, H, W), scaled as the network takes it, and its personalization prompt y_P."""
 
     latent: Tensor
     prompt: str
+    weight: Tensor | None = None
+    """How much each place of the latent counts, shape (1, H, W) or (1, 1, H, W), mean 1; None: all alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Another model over the same latent space, noised the same way: the alignment branch is forward only, so it may be larger."""
+
+    denoiser: Denoiser
+    text_encoder: TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +45,13 @@ class Task:
     text_encoder: TextEncoder
     pictures: Sequence[Picture]
     prompts: PromptSet
+    teacher: Teacher | None = None
+    """Whose predictions align instead of the pre-trained model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The random draws of one step. Latents and noises: shape (B, C, H, W); sigma: shape (B,); prompts: length B."""
+    """The random draws of one step. Latents and noises: shape (B, C, H, W) or (B, C, T, H, W); sigma: shape (B,); prompts: length B."""
 
     latent: Tensor
     noise: Tensor
@@ -46,6 +59,8 @@ class Batch:
     """eps', with which the estimate is noised again: ``noise`` itself, or a draw of its own."""
     sigma: Tensor
     prompts: Sequence[str]
+    weight: Tensor | None = None
+    """How much each place counts, broadcasts to the latents; None: all alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +110,30 @@ def train(
     constant = constant_conditionings(task, loss)
     for step in range(1, config.steps + 1):
         began = time.perf_counter()
-        batch = draw_batch(task, config.batch_size, loss, generator)
-        personalization, alignment, size = step_losses(task, batch, constant, loss, align=(step - 1) % loss.every == 0)
         optimizer.zero_grad()
-        torch.autograd.backward(scaler.scale(personalization + loss.alignment_weight * alignment))
+        parts: list[StepLosses] = []
+        for _ in range(config.gradient_accumulation):
+            batch = draw_batch(task, config.batch_size, loss, generator)
+            part = step_losses(task, batch, constant, loss, align=(step - 1) % loss.every == 0)
+            total = (part.personalization + loss.alignment_weight * part.alignment) / config.gradient_accumulation
+            torch.autograd.backward(scaler.scale(total))
+            if not torch.isfinite(total):
+                raise UnstableTrainingError(step, part.sigma)
+            parts.append(part.detached())
+        sigma = max(part.sigma for part in parts)
         norm = _gradient_norm(optimizer, scaler)
-        if not (torch.isfinite(personalization) and torch.isfinite(alignment) and (scaler.is_enabled() or norm.isfinite())):
-            raise UnstableTrainingError(step, batch.sigma.max().item())
+        if not (scaler.is_enabled() or norm.isfinite()):
+            raise UnstableTrainingError(step, sigma)
         scaler.step(optimizer)
         scaler.update()
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:  # it halves at every overflow and skips the step
-            raise UnstableTrainingError(step, batch.sigma.max().item())
+            raise UnstableTrainingError(step, sigma)
         yield StepReport(
             step=step,
-            personalization=personalization.item(),
-            alignment=size.item(),
+            personalization=mean(part.personalization.item() for part in parts),
+            alignment=mean(part.alignment_size.item() for part in parts),
             gradient_norm=norm.item(),
-            sigma=batch.sigma.max().item(),
+            sigma=sigma,
             seconds=time.perf_counter() - began,
         )
 
@@ -131,38 +153,63 @@ def draw_batch(task: Task, size: int, loss: LossConfig, generator: torch.Generat
         alignment_noise=noise if loss.noise == "same" else _draw_noise(latent, generator),
         sigma=sigmas[levels.to(sigmas.device)].to(latent),
         prompts=[picture.prompt for picture in chosen],
+        weight=_stacked_weights(chosen),
     )
 
 
 def constant_conditionings(task: Task, loss: LossConfig) -> Conditionings:
-    """The prompts that hold no new word, encoded once for the whole run."""
+    """The prompts that hold no new word, encoded once for the whole run: by the teacher's text encoder what the teacher reads."""
+    read = task.teacher.text_encoder if task.teacher else task.text_encoder
     with torch.no_grad():
+        empty = read(task.prompts.negative)
         return Conditionings(
             personal=(),
-            clean=task.text_encoder(task.prompts.clean),
-            empty=task.text_encoder(task.prompts.negative),
-            bad=task.text_encoder(NFSD_NEGATIVE_PROMPT) if loss.method == "nfsd" else None,
+            clean=read(task.prompts.clean),
+            empty=empty,
+            personal_empty=task.text_encoder(task.prompts.negative) if task.teacher else empty,
+            bad=read(NFSD_NEGATIVE_PROMPT) if loss.method == "nfsd" else None,
         )
 
 
-def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossConfig, *, align: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The personalization loss, the alignment loss (both scalars with gradient) and the size of the weighted score."""
-    parametrization = task.denoiser.parametrization
+@dataclass(frozen=True, kw_only=True)
+class StepLosses:
+    """What a batch gives; the losses are scalars with gradient."""
+
+    personalization: Tensor
+    alignment: Tensor
+    alignment_size: Tensor
+    """Root mean square of the weighted score, a scalar."""
+    sigma: float
+    """The highest noise level."""
+
+    def detached(self) -> "StepLosses":
+        """The same numbers without the graph that they came from."""
+        return replace(self, personalization=self.personalization.detach(), alignment=self.alignment.detach())
+
+
+def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossConfig, *, align: bool) -> StepLosses:
+    """The losses of one batch: denoise, re-noise, score. Section 4 of the paper."""
+    parametrization, sigma = task.denoiser.parametrization, batch.sigma.max().item()
     encoded = {prompt: task.text_encoder(prompt) for prompt in dict.fromkeys(batch.prompts)}
-    personal = [encoded[prompt] for prompt in batch.prompts]
     noised = add_noise(batch.latent, batch.noise, batch.sigma, parametrization)
-    denoised = task.denoiser(noised, batch.sigma, [Query(conditioning=c, personalized=True) for c in personal])
-    personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization)
+    denoised = task.denoiser(noised, batch.sigma, [Query(conditioning=encoded[prompt], personalized=True) for prompt in batch.prompts])
+    personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
     weight = alignment_weights(batch.sigma, task.denoiser, config)
     if config.method == "none" or not align or not weight.any():
-        return personalization, denoised.new_zeros(()), denoised.new_zeros(())
+        zero = denoised.new_zeros(())
+        return StepLosses(personalization=personalization, alignment=zero, alignment_size=zero, sigma=sigma)
 
     noised_again = add_noise(denoised.detach(), batch.alignment_noise, batch.sigma, parametrization)
     cut = {prompt: detached(conditioning) for prompt, conditioning in encoded.items()}
     prompts = replace(constant, personal=[cut[prompt] for prompt in batch.prompts])
-    score = alignment_score(task.denoiser, noised_again, batch.alignment_noise, batch.sigma, prompts, config)
-    size = (per_sample(weight, score) * score).square().mean().sqrt()
-    return personalization, prompt_alignment_loss(denoised, score, weight), size
+    teacher = task.teacher.denoiser if task.teacher else None
+    score = alignment_score(task.denoiser, noised_again, batch.alignment_noise, batch.sigma, prompts, config, teacher)
+    return StepLosses(
+        personalization=personalization,
+        alignment=prompt_alignment_loss(denoised, score, weight),
+        alignment_size=(per_sample(weight, score) * score).square().mean().sqrt(),
+        sigma=sigma,
+    )
 
 
 def alignment_weights(sigma: Tensor, denoiser: Denoiser, config: LossConfig) -> Tensor:
@@ -176,6 +223,13 @@ def _gradient_norm(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
     scaler.unscale_(optimizer)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return nn.utils.get_total_norm(gradients)
+
+
+def _stacked_weights(pictures: Sequence[Picture]) -> Tensor | None:
+    """The pictures' weights, shape (B, 1, H, W) or (B, 1, 1, H, W); None where no picture has any."""
+    if all(picture.weight is None for picture in pictures):
+        return None
+    return torch.stack([torch.ones_like(picture.latent[:1]) if picture.weight is None else picture.weight for picture in pictures])
 
 
 def _draw_index(count: int, generator: torch.Generator) -> int:

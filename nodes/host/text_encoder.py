@@ -9,10 +9,10 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor, nn
 
+from ...palp_train.activations import activations_kept
 from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
-from .weights import activations_kept
 
 
 def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:

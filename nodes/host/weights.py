@@ -41,19 +41,3 @@ def _tensor_tables(module: nn.Module) -> Iterator[dict[str, Any]]:
     for child in module.modules():
         yield child._parameters  # the public ways to exchange a tensor would refuse one made in inference mode
         yield child._buffers
-
-
-@contextmanager
-def activations_kept(module: nn.Module) -> Generator[None, None, None]:
-    """Within: autograd keeps copies of what it saves, so that later in-place writes do not spoil the backward pass.
-
-    The host's text encoders add their residuals in place, onto tensors that a norm has already saved. The module's own weights are
-    not copied: they never change.
-    """
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield

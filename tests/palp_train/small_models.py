@@ -26,20 +26,6 @@ def sd_sigmas(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RectifiedFlow:
-    """``noised = (1 - sigma) x + sigma noise``, ``x0_hat = noised - sigma v``: a case where ``a`` is not 1."""
-
-    def signal_scale(self, sigma: Tensor) -> Tensor:
-        return 1 - sigma
-
-    def noise_scale(self, sigma: Tensor) -> Tensor:
-        return sigma
-
-    def output_scale(self, sigma: Tensor) -> Tensor:
-        return sigma
-
-
-@dataclass(frozen=True)
 class Call:
     """What a denoiser was asked, and whether autograd was on."""
 

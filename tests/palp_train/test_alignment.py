@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_models import CLEAN, EMPTY, PERSONAL, GaussianDenoiser, MeanEncoder, RectifiedFlow, per_row, sd_sigmas
+from small_models import CLEAN, EMPTY, PERSONAL, GaussianDenoiser, MeanEncoder, per_row, sd_sigmas
 
 from palp_train.alignment import Conditionings, Guided, alignment_score, guided_estimates, predictions, schedule_position
 from palp_train.config import LossConfig
-from palp_train.denoiser import EpsilonPrediction, Query, VelocityPrediction
+from palp_train.denoiser import EpsilonPrediction, Query, RectifiedFlow, VelocityPrediction
 
 SPREAD, SHIFT = 0.6, 0.35
 MEANS = {CLEAN: -0.8, EMPTY: 0.2, "bad": 1.7, PERSONAL: 0.9, "an oil painting of [V]": -1.4, "a toy [V]": 2.1}
@@ -30,7 +30,10 @@ def denoiser(parametrization=None, sigmas=None):
 
 def conditionings(bad=True):
     encode = MeanEncoder({prompt: torch.tensor(mean, dtype=torch.float64) for prompt, mean in MEANS.items()})
-    return Conditionings(personal=[encode(p) for p in PERSONAL_PROMPTS], clean=encode(CLEAN), empty=encode(EMPTY), bad=encode("bad") if bad else None)
+    empty = encode(EMPTY)
+    return Conditionings(
+        personal=[encode(p) for p in PERSONAL_PROMPTS], clean=encode(CLEAN), empty=empty, personal_empty=empty, bad=encode("bad") if bad else None
+    )
 
 
 def exact_noise(noised, sigma, means, parametrization):

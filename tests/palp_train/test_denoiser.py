@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from small_models import RectifiedFlow, per_row
+from small_models import per_row
 
-from palp_train.denoiser import EpsilonPrediction, VelocityPrediction, add_noise, detached, per_sample, predicted_noise
+from palp_train.denoiser import EpsilonPrediction, RectifiedFlow, SamplePrediction, VelocityPrediction, add_noise, detached, per_sample, predicted_noise
 
 ABAR = torch.tensor([0.9985, 0.7, 0.3, 0.0047], dtype=torch.float64)
 SIGMA = (1 - ABAR).sqrt() / ABAR.sqrt()
 DISCRETE = pytest.mark.parametrize("parametrization", [EpsilonPrediction(), VelocityPrediction()], ids=lambda p: type(p).__name__)
-EVERY = pytest.mark.parametrize("parametrization", [EpsilonPrediction(), VelocityPrediction(), RectifiedFlow()], ids=lambda p: type(p).__name__)
+EVERY = pytest.mark.parametrize(
+    "parametrization", [EpsilonPrediction(), VelocityPrediction(), VelocityPrediction(0.5), SamplePrediction(), RectifiedFlow()], ids=repr
+)
 
 
 @pytest.fixture
@@ -88,3 +90,30 @@ def test_detaching_a_conditioning_keeps_its_values_and_leaves_the_given_one_alon
     given = {"text": torch.ones(2, requires_grad=True) * 2, "guidance": 3.5}
     cut = detached(given)
     assert (cut["text"].tolist(), cut["guidance"], given["text"].requires_grad) == ([2.0, 2.0], 3.5, True)
+
+
+# What the network predicts
+
+
+def derivative(estimate, output):
+    """|d x0_hat / d output| of a formula for the estimate, shape (B,): it is affine, so a difference is exact."""
+    return (estimate(output + 1) - estimate(output)).abs()[:, 0, 0, 0]
+
+
+def test_the_output_scale_of_edm_is_karras_c_out(image, noise):
+    sigma, s = torch.tensor([0.01, 0.3, 0.7, 80.0], dtype=torch.float64), 0.5
+    c_skip = per_row(s**2 / (sigma**2 + s**2))
+    c_out = per_row(sigma * s / (sigma**2 + s**2).sqrt())  # Table 1 of Karras et al. 2022
+    found = derivative(lambda output: c_skip * image + c_out * output, noise)
+    torch.testing.assert_close(VelocityPrediction(s).output_scale(sigma), found)
+
+
+def test_the_output_scale_of_a_flow_is_that_of_x_minus_sigma_times_velocity(image, noise):
+    sigma = torch.tensor([0.01, 0.3, 0.7, 1.0], dtype=torch.float64)
+    noised = add_noise(image, noise, sigma, RectifiedFlow())
+    torch.testing.assert_close(RectifiedFlow().output_scale(sigma), derivative(lambda velocity: noised - per_row(sigma) * velocity, noise))
+    torch.testing.assert_close(noised - per_row(sigma) * (noise - image), image)
+
+
+def test_a_network_that_predicts_the_image_has_nothing_to_rescale():
+    assert SamplePrediction().output_scale(SIGMA).tolist() == [1, 1, 1, 1]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from small_models import NetworkDenoiser, RectifiedFlow, SmallEncoder, per_row
+from small_models import NetworkDenoiser, SmallEncoder, per_row
 
-from palp_train.denoiser import EpsilonPrediction, Query, VelocityPrediction, add_noise, predicted_noise
+from palp_train.denoiser import EpsilonPrediction, Query, RectifiedFlow, VelocityPrediction, add_noise, predicted_noise
 from palp_train.losses import (
     classifier_free_guidance,
     delta_denoising_score,
@@ -98,6 +98,13 @@ def test_personalization_loss_of_a_flow_model_is_the_mean_of_velocity_errors_squ
     velocity_hat = draw(4)
     x0_hat = add_noise(X, NOISE, sigma, RectifiedFlow()) - per_row(sigma) * velocity_hat
     torch.testing.assert_close(personalization_loss(x0_hat, X, sigma, RectifiedFlow()), (velocity_hat - (NOISE - X)).square().mean())
+
+
+def test_personalization_loss_counts_each_place_by_its_weight():
+    model, weight = NetworkDenoiser(EPS), draw(8, 4, 1, 3, 3).abs()
+    _, eps_hat, _ = paper_forward(model, EPS)
+    expected = sum((weight[:, 0] * (eps_hat - NOISE)[:, c].square()).mean() for c in range(2)) / 2
+    torch.testing.assert_close(personalization_loss(host_forward(model, EPS), X, SIGMA, EPS, weight), expected)
 
 
 @EPS_AND_V

@@ -1,6 +1,7 @@
 """The training loop: one step against the paper's notation in float64, whole runs against closed forms, and its promises."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,10 @@ from small_models import CLEAN, EMPTY, PERSONAL, GaussianDenoiser, MeanEncoder, 
 
 from palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from palp_train.config import LossConfig, TrainConfig
-from palp_train.denoiser import EpsilonPrediction, VelocityPrediction
+from palp_train.denoiser import EpsilonPrediction, Query, VelocityPrediction
 from palp_train.errors import PalpError, UnstableTrainingError
 from palp_train.prompts import PromptSet
-from palp_train.trainer import Batch, Picture, Task, alignment_weights, constant_conditionings, draw_batch, step_losses, train
+from palp_train.trainer import Batch, Picture, Task, Teacher, alignment_weights, constant_conditionings, draw_batch, step_losses, train
 
 PROMPTS = PromptSet(target="a sketch of [V]", clean=CLEAN, negative=EMPTY)
 PAINTING = "an oil painting of [V]"
@@ -98,9 +99,9 @@ def test_a_step_has_the_losses_and_the_gradient_of_the_papers_step(parametrizati
     model, encode = task.denoiser, task.text_encoder
     expected_loss, expected_size, expected = paper_step(task, batch, 1 / (1 + batch.sigma**2), config)
 
-    personalization, alignment, size = step_losses(task, batch, constant_conditionings(task, config), config, align=True)
-    found = torch.autograd.grad(personalization + config.alignment_weight * alignment, [model.personal, encode.word])
-    torch.testing.assert_close([personalization, size, *found], [expected_loss, expected_size, *expected])
+    made = step_losses(task, batch, constant_conditionings(task, config), config, align=True)
+    found = torch.autograd.grad(made.personalization + config.alignment_weight * made.alignment, [model.personal, encode.word])
+    torch.testing.assert_close([made.personalization, made.alignment_size, *found], [expected_loss, expected_size, *expected])
 
 
 def test_train_reports_the_gradient_norm_of_each_step_alone():
@@ -112,6 +113,69 @@ def test_train_reports_the_gradient_norm_of_each_step_alone():
         replayed.append(torch.cat([g.flatten() for g in gradients]).norm().item())
     reports = run(task, lora=[task.denoiser.personal], words=[task.text_encoder.word], config=config, loss=loss, seed=9)
     assert [report.gradient_norm for report in reports] == pytest.approx(replayed, rel=1e-5)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_batches_own():
+    loss, config = LossConfig(alignment_weight=0.7), TrainConfig(steps=2, batch_size=2, gradient_accumulation=3, learning_rate=1e-8, word_learning_rate=1e-8)
+    task, expected, generator = network_task(EpsilonPrediction()), [], torch.Generator().manual_seed(9)
+    for _ in range(config.steps):
+        batches = [draw_batch(task, 2, loss, generator) for _ in range(3)]
+        steps = [paper_step(task, batch, 1 / (1 + batch.sigma**2), loss) for batch in batches]
+        gradients = [torch.stack([step[2][part].flatten() for step in steps]).mean(dim=0) for part in range(2)]
+        expected.append((torch.cat(gradients).norm().item(), sum(step[0].item() for step in steps) / 3, max(b.sigma.max().item() for b in batches)))
+    reports = run(task, lora=[task.denoiser.personal], words=[task.text_encoder.word], config=config, loss=loss, seed=9)
+    found = [(report.gradient_norm, report.personalization, report.sigma) for report in reports]
+    assert found == [pytest.approx(step, rel=1e-5) for step in expected]
+
+
+@pytest.mark.parametrize("method", ["palp", "sds", "nfsd"])
+def test_with_a_teacher_the_pretrained_predictions_are_the_teachers_and_the_personal_ones_the_students(method):
+    config, task = LossConfig(method=method), network_task(EpsilonPrediction())
+    other = network_task(VelocityPrediction())  # another network, which even predicts something else of the same noised image
+    with torch.no_grad():
+        other.text_encoder.word.fill_(-1.0)
+    taught = replace(task, teacher=Teacher(denoiser=other.denoiser, text_encoder=other.text_encoder))
+    batch = draw_batch(task, 3, config, torch.Generator().manual_seed(2))
+    score = step_losses(taught, batch, constant_conditionings(taught, config), config, align=True).alignment_size
+
+    noised = task.denoiser(batch.latent + per_row(batch.sigma) * batch.noise, batch.sigma, queries(task, batch.prompts, True)).detach()
+    noised = noised + per_row(batch.sigma) * batch.noise
+
+    def eps(who, prompts, personalized):
+        with torch.no_grad():
+            return (noised - who.denoiser(noised, batch.sigma, queries(who, prompts, personalized))) / per_row(batch.sigma)
+
+    clean, empty, bad = (eps(other, [prompt] * 3, False) for prompt in (CLEAN, EMPTY, NFSD_NEGATIVE_PROMPT))
+    if method == "palp":
+        own = -6.5 * eps(task, [EMPTY] * 3, True) + 7.5 * eps(task, batch.prompts, True)
+        delta = -14 * empty + 15 * clean - own
+    elif method == "sds":
+        delta = -14 * empty + 15 * clean - batch.noise
+    else:
+        low = per_row(batch.sigma < task.denoiser.sigmas[200])
+        delta = torch.where(low, empty, empty - bad) + 15 * (clean - empty)
+    torch.testing.assert_close(score, (delta / per_row(batch.sigma)).square().mean().sqrt())
+
+
+def queries(task, prompts, personalized):
+    return [Query(conditioning=task.text_encoder(prompt), personalized=personalized) for prompt in prompts]
+
+
+def test_a_pictures_weight_decides_where_it_is_learned():
+    latent = torch.stack([torch.full((4, 4), -1.0)])
+    latent[:, :, 2:] = 1.0
+    weight = torch.zeros(1, 4, 4)
+    weight[:, :, 2:] = 2.0
+    pictures = [Picture(latent=latent, prompt=PERSONAL, weight=weight)]
+    assert settled(LossConfig(method="none"), pictures=pictures) == pytest.approx(1.0, abs=0.05)
+
+
+def test_pictures_with_and_without_weights_share_a_batch():
+    plain = Picture(latent=torch.ones(1, 4, 4), prompt=PERSONAL)
+    weighted = replace(plain, weight=torch.full((1, 4, 4), 3.0))
+    batch = draw_batch(gaussian_task(pictures=[plain, weighted]), 32, LossConfig(), torch.Generator())
+    assert {weight.mean().item() for weight in batch.weight} == {1.0, 3.0}
+    assert draw_batch(gaussian_task(pictures=[plain]), 2, LossConfig(), torch.Generator()).weight is None
 
 
 # Whole runs against closed forms
@@ -276,7 +340,7 @@ def test_rows_outside_the_chosen_part_of_the_schedule_get_no_alignment_gradient(
     both = Batch(latent=latent, noise=noise, alignment_noise=noise, sigma=torch.tensor([0.4, 20.0]), prompts=[PERSONAL] * 2)
     inside = Batch(latent=latent[:1], noise=noise[:1], alignment_noise=noise[:1], sigma=torch.tensor([0.4]), prompts=[PERSONAL])
     constant = constant_conditionings(task, loss)
-    gradients = [torch.autograd.grad(step_losses(task, batch, constant, loss, align=True)[1], task.denoiser.shift)[0] for batch in (both, inside)]
+    gradients = [torch.autograd.grad(step_losses(task, batch, constant, loss, align=True).alignment, task.denoiser.shift)[0] for batch in (both, inside)]
     torch.testing.assert_close(2 * gradients[0], gradients[1])
 
 
