@@ -21,9 +21,13 @@ def report_text(job: Job, outcome: Outcome, saved: PalpLora) -> str:
             f"Clean prompt: {job.prompts.clean}",
             f"New word: {', '.join(words) or 'none'}",
             f"Method: {loss.method}" + ("" if loss.method == "none" else f" ({scales})"),
-            f"Steps: {len(steps)}, learning rate {job.train.learning_rate:g}, rank {job.train.rank}, batch {job.train.batch_size}, seed {job.train.seed}",
+            f"Steps: {len(steps)}, learning rate {job.train.learning_rate:g}, rank {job.train.rank} on {job.train.layers}, seed {job.train.seed}, "
+            f"{job.train.batch_size} x {job.train.gradient_accumulation} pictures a step",
+            f"Computed in {outcome.dtype}, gradient checkpointing {'on' if outcome.checkpointed else 'off'}",
             f"Reconstruction loss: {first:.4f} at the start, {last:.4f} at the end (means of {tenth} steps)",
             f"Alignment score: {mean(aligned):.4f} (mean root mean square of {len(aligned)} steps)" if aligned else "Alignment score: none",
+            *(["Aligned by the teacher model"] if job.teacher_model else []),
+            *outcome.notes,
             f"Cost: {outcome.seconds:.1f} s ({outcome.seconds / len(steps):.2f} s a step), peak memory {outcome.peak_memory / 2**30:.2f} GiB, {outcome.device}",
         ]
     )

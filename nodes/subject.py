@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..palp_train.prompts import Subject
-from .host.pictures import SubjectPictures, checked_pictures
+from .host.pictures import SubjectPictures, checked_masks, checked_pictures
 from .sockets import PalpSubjectType
 
 
@@ -30,12 +30,24 @@ class PalpSubject(io.ComfyNode):
                     default=Subject.personalization_prompt,
                     tooltip="What the training pictures show, with the placeholder in it.",
                 ),
+                io.Mask.Input("masks", optional=True, tooltip="Where the subject is (white), one mask for each picture: only that is learned."),
+                PalpSubjectType.Input("previous", optional=True, tooltip="Another PALP Subject: teach that one too, with a placeholder of its own."),
             ],
             outputs=[PalpSubjectType.Output(display_name="subject")],
         )
 
     @classmethod
-    def execute(cls, images: list[Any], class_word: list[str], placeholder: list[str], personalization_prompt: list[str]) -> io.NodeOutput:
+    def execute(
+        cls,
+        images: list[Any],
+        class_word: list[str],
+        placeholder: list[str],
+        personalization_prompt: list[str],
+        masks: list[Any] | None = None,
+        previous: list[tuple[SubjectPictures, ...]] | None = None,
+    ) -> io.NodeOutput:
         """Check and bundle."""
         subject = Subject(class_word=class_word[0], placeholder=placeholder[0], personalization_prompt=personalization_prompt[0])
-        return io.NodeOutput((SubjectPictures(subject=subject, images=checked_pictures(images)),))
+        pictures = checked_pictures(images)
+        taught = SubjectPictures(subject=subject, images=pictures, masks=checked_masks(masks, pictures) if masks else None)
+        return io.NodeOutput((*(previous[0] if previous else ()), taught))

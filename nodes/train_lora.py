@@ -16,6 +16,8 @@ from .report import report_text
 from .sockets import LoraModelType, LossMapType, PalpLoraType, PalpLossType, PalpSubjectType
 from .widgets import widgets
 
+OPTIONAL = ("word_vectors", "word_learning_rate", "gradient_accumulation", "resolution", "layers", "precision", "gradient_checkpointing")
+
 
 class PalpTrainLora(io.ComfyNode):
     """Learn."""
@@ -30,7 +32,7 @@ class PalpTrainLora(io.ComfyNode):
             description="Trains a LoRA and a new word for your subject that keep to ONE target prompt (arXiv:2401.06105), and saves them.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model to personalize: SD 1.x, SD 2.x or SDXL. It is not changed."),
+                io.Model.Input("model", tooltip="The model to personalize; its help page lists the families. It is not changed."),
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model. It is not changed."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 PalpSubjectType.Input("subject", tooltip="From PALP Subject."),
@@ -50,7 +52,13 @@ class PalpTrainLora(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt", default="", multiline=True, optional=True, tooltip="The unconditional prompt of guidance. Empty, as in the paper."
                 ),
-                *widgets(TrainConfig, "word_vectors", "word_learning_rate", "resolution", optional=True),
+                io.Model.Input(
+                    "teacher_model",
+                    optional=True,
+                    tooltip="Another model over the same latents, larger or finetuned, that says where the target prompt leads in the model's place.",
+                ),
+                io.Clip.Input("teacher_clip", optional=True, tooltip="The teacher's CLIP; absent: the model's own."),
+                *widgets(TrainConfig, *OPTIONAL, optional=True),
             ],
             outputs=[
                 PalpLoraType.Output(display_name="palp_lora", tooltip="For Apply PALP LoRA."),
@@ -72,6 +80,8 @@ class PalpTrainLora(io.ComfyNode):
         loss: LossConfig | None = None,
         clean_prompt: str = "",
         negative_prompt: str = "",
+        teacher_model: Any = None,
+        teacher_clip: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         """Check, train, save."""
@@ -83,6 +93,8 @@ class PalpTrainLora(io.ComfyNode):
             prompts=prompt_set([taught.subject for taught in subject], target_prompt, clean_prompt, negative_prompt),
             train=TrainConfig(**settings),
             loss=loss or LossConfig(),
+            teacher_model=teacher_model,
+            teacher_clip=teacher_clip,
         )
         check_name(name)
         outcome = run(job)

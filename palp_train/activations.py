@@ -19,13 +19,32 @@ def activations_kept(module: nn.Module) -> Generator[None, None, None]:
 
     The module's own weights are not copied: they never change.
     """
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    weights = _weight_memory(module)
 
     def keep(tensor: Tensor) -> Tensor:
         return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield
+
+
+@contextmanager
+def activations_counted(module: nn.Module, sizes: dict[int, int]) -> Generator[None, None, None]:
+    """Within: what autograd saves beside the module's own weights is noted in ``sizes``: bytes, by the memory that they lie in."""
+    weights = _weight_memory(module)
+
+    def note(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in weights:
+            sizes[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield
+
+
+def _weight_memory(module: nn.Module) -> set[int]:
+    return {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
 
 
 @contextmanager

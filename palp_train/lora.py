@@ -39,12 +39,21 @@ class Lora:
 
     @contextmanager
     def rows(self, personalized: Sequence[bool]) -> Generator[None, None, None]:
-        """Within: the LoRA acts on just those rows of the batch. Off rows give the pre-trained model's output."""
-        self._rows = None if all(personalized) else [ADAPTER if on else BASE for on in personalized]
+        """Within: the LoRA acts on just those rows of the batch. Off rows give the pre-trained model's output.
+
+        Where some are on and some off, the first dimension of what each adapted layer gets has to be the batch.
+        """
+        self._rows = None if len(set(personalized)) < 2 else [ADAPTER if on else BASE for on in personalized]
+        self._switch(off=not any(personalized))
         try:
             yield
         finally:
             self._rows = None
+            self._switch(off=False)
+
+    def _switch(self, *, off: bool) -> None:
+        for layer in self.layers.values():
+            layer._disable_adapters = off  # pyright: ignore[reportAttributeAccessIssue]  # peft's public way also freezes the parameters
 
     def _name_adapters(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         return None if self._rows is None else (args, {**kwargs, "adapter_names": self._rows})

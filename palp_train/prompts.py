@@ -62,8 +62,11 @@ def prompt_set(subjects: Sequence[Subject], target_prompt: str, clean_prompt: st
     """Checked prompts; an empty clean prompt becomes the target with every placeholder replaced by its class word.
 
     Raises:
-        InputError: the target lacks a placeholder, or a prompt for the pre-trained model, which does not know the new word, has one.
+        InputError: two subjects share a placeholder, the target lacks one, or a prompt for the pre-trained model, which does not know the new word, has one.
     """
+    words = [subject.placeholder for subject in subjects]
+    if twice := {word for word in words if words.count(word) > 1}:
+        raise InputError("placeholder", f"{' '.join(sorted(twice))} stands for more than one subject. Give each PALP Subject a placeholder of its own.")
     for subject in subjects:
         _require_placeholder("target_prompt", target_prompt, subject.placeholder)
     classes = {subject.placeholder: subject.class_word.strip() for subject in subjects}

@@ -28,6 +28,10 @@ class Picture:
     weight: Tensor | None = None
     """How much each place of the latent counts, shape (1, H, W) or (1, 1, H, W), mean 1; None: all alike."""
 
+    def to(self, device: torch.device) -> "Picture":
+        """The same picture on that device."""
+        return replace(self, latent=self.latent.to(device), weight=None if self.weight is None else self.weight.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:

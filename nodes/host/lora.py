@@ -10,26 +10,36 @@ from torch import Tensor
 
 from ...palp_train.checkpoint import PalpLora
 from ...palp_train.lora import Lora
+from .families import family_of
 from .text_encoder import clip_with_words
 
 
 def named_tensors(model: Any, lora: Lora) -> dict[str, Tensor]:
     """``<name>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` for every adapted layer, float32 on the CPU."""
-    names = kohya_names(model)
     tensors: dict[str, Tensor] = {}
     for path, (down, up) in lora.matrices().items():
-        name = names.get(path, f"lora_unet_{path.replace('.', '_')}")
+        name = lora_name(model, path)
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(float(lora.rank))}
     return tensors
 
 
-def kohya_names(model: Any) -> dict[str, str]:
-    """Kohya's name for each layer of the network, by its path; SDXL layers, which kohya names by that path, are left out."""
+def lora_name(model: Any, path: str) -> str:
+    """What LoRA loaders call the layer at ``path`` of the network.
+
+    Kohya's names for SD 1.x and 2.x (of diffusers' paths) and SDXL (of these paths), which other programs read too; for all other
+    families the host's own generic ones.
+    """
+    if not family_of(model).kohya_names:
+        return f"diffusion_model.{path}"
     if isinstance(model, comfy.model_base.SDXL):
-        return {}
+        return f"lora_unet_{path.replace('.', '_')}"
+    return f"lora_unet_{_diffusers_paths(model)[path].replace('.', '_')}"
+
+
+def _diffusers_paths(model: Any) -> dict[str, str]:
+    """Diffusers' path of each layer of a UNet, by the host's."""
     diffusers = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
-    layers = {path.removesuffix(".weight"): name.removesuffix(".weight") for name, path in diffusers.items() if name.endswith(".weight")}
-    return {path: f"lora_unet_{name.replace('.', '_')}" for path, name in layers.items()}
+    return {path.removesuffix(".weight"): name.removesuffix(".weight") for name, path in diffusers.items() if name.endswith(".weight")}
 
 
 def apply_lora(model: Any, clip: Any, palp_lora: PalpLora, strength: float) -> tuple[Any, Any]:

@@ -3,21 +3,14 @@
 import dataclasses
 import datetime
 import json
-from typing import Any
 
-import comfy.model_base
 import comfyui_version
 import torch
 
 from ...palp_train import __version__
 from ...palp_train.checkpoint import CLASS_WORDS_KEY, FORMAT, FORMAT_KEY, TARGET_PROMPT_KEY
+from .families import family_of
 from .training import Job, Outcome
-
-_BASES = (  # (test, modelspec architecture, kohya base model version)
-    (lambda m, _: isinstance(m, comfy.model_base.SDXL), "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
-    (lambda _, width: width == 1024, "stable-diffusion-v2/lora", "sd_v2"),
-    (lambda _, width: True, "stable-diffusion-v1/lora", "sd_v1"),
-)
 
 
 def describe(job: Job, outcome: Outcome, title: str) -> dict[str, str]:
@@ -25,16 +18,11 @@ def describe(job: Job, outcome: Outcome, title: str) -> dict[str, str]:
     return {**_modelspec(job, title), **_kohya(job, outcome, title), **_palp(job, outcome)}
 
 
-def _base(model: Any) -> tuple[str, str]:
-    width = model.model_config.unet_config.get("context_dim")
-    return next((architecture, version) for matches, architecture, version in _BASES if matches(model, width))
-
-
 def _modelspec(job: Job, title: str) -> dict[str, str]:
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
-        "modelspec.architecture": _base(job.model.model)[0],
+        "modelspec.architecture": f"{family_of(job.model.model).architecture}/lora",
         "modelspec.trigger_phrase": ", ".join(taught.subject.placeholder for taught in job.subjects),
         "modelspec.description": f'PALP LoRA for the prompt "{job.prompts.target}"',
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -45,7 +33,7 @@ def _modelspec(job: Job, title: str) -> dict[str, str]:
 def _kohya(job: Job, outcome: Outcome, title: str) -> dict[str, str]:
     return {
         "ss_output_name": title,
-        "ss_base_model_version": _base(job.model.model)[1],
+        "ss_base_model_version": family_of(job.model.model).base_model,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(job.train.rank),
         "ss_network_alpha": str(float(job.train.rank)),
@@ -54,7 +42,9 @@ def _kohya(job: Job, outcome: Outcome, title: str) -> dict[str, str]:
         "ss_optimizer": "torch.optim.adam.Adam",
         "ss_steps": str(len(outcome.steps)),
         "ss_max_train_steps": str(job.train.steps),
-        "ss_total_batch_size": str(job.train.batch_size),
+        "ss_total_batch_size": str(job.train.batch_size * job.train.gradient_accumulation),
+        "ss_gradient_accumulation_steps": str(job.train.gradient_accumulation),
+        "ss_gradient_checkpointing": str(outcome.checkpointed),
         "ss_num_train_images": str(sum(len(taught.images) for taught in job.subjects)),
         "ss_seed": str(job.train.seed),
         "ss_training_comment": "PALP, arXiv:2401.06105",

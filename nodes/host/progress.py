@@ -1,12 +1,15 @@
 """Progress on the node, the user's cancel, and what a run costs."""
 
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.utils
 import psutil
 import torch
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -46,6 +49,12 @@ class Meter:
         on_cuda = self._device.type == "cuda"
         now = torch.cuda.max_memory_allocated(self._device) if on_cuda else psutil.Process().memory_info().rss
         self._peak = max(self._peak, now)
+
+    def read_after_each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with a reading after each."""
+        for item in items:
+            self.read()
+            yield item
 
     @property
     def seconds(self) -> float:

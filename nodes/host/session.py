@@ -5,18 +5,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_base
 import comfy.model_management
 import comfy.ops
 import torch
 from torch import nn
 
 from ...palp_train.errors import InputError
+from .denoiser import differentiable_attention
+from .families import family_of
 from .weights import owned_weights
 
 GIB = 2**30
-TRAINABLE = (comfy.model_base.BaseModel, comfy.model_base.SDXL)
-"""The host's classes for SD 1.x and 2.x, and for SDXL; classes derived from them (refiner, video, editing) take other inputs."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,9 @@ class Session:
     model: Any
     """comfy.model_patcher.ModelPatcher"""
     clip: Any
-    """comfy.sd.CLIP"""
+    """comfy.sd.CLIP; None where no gradient goes into the text encoders, which then need not stay loaded."""
+    teacher: Any
+    """comfy.model_patcher.ModelPatcher, or None; only ever run forward."""
 
     @property
     def device(self) -> torch.device:
@@ -35,31 +37,40 @@ class Session:
 
 
 @contextmanager
-def training_session(model: Any, clip: Any) -> Generator[Session, None, None]:
+def training_session(model: Any, clip: Any = None, teacher: Any = None, precision: str = "auto") -> Generator[Session, None, None]:
     """Within: autograd works through the user's models. After, also on an error or a cancel: they are as they were.
 
     Args:
         model: the graph's MODEL.
-        clip: the graph's CLIP.
+        clip: the graph's CLIP; None if its text encoders are not trained through.
+        teacher: another MODEL that is to be loaded as well.
+        precision: what the model computes in, "auto" for what the host chose.
 
     Raises:
         InputError: the model cannot be trained, or does not fit into memory whole.
     """
     refuse_untrainable(model.model)
-    session = Session(model=_private(model, "model"), clip=_private_clip(clip))
+    session = Session(model=_private(model, "model"), clip=clip and _private_clip(clip), teacher=teacher and teacher.clone())
+    loaded = {"model": session.model, "clip": session.clip and session.clip.patcher, "teacher_model": session.teacher}
+    patchers = {name: patcher for name, patcher in loaded.items() if patcher is not None}
     with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
-        comfy.model_management.load_models_gpu([session.model, session.clip.patcher], force_full_load=True)
-    _refuse_partly_loaded(session.model, "model")
-    _refuse_partly_loaded(session.clip.patcher, "clip")
+        comfy.model_management.load_models_gpu(list(patchers.values()), force_full_load=True)
+    for name, patcher in patchers.items():
+        _refuse_partly_loaded(patcher, name)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_host_in_training())
+        stack.enter_context(differentiable_attention())
         stack.enter_context(owned_weights(session.model.model))
-        stack.enter_context(owned_weights(session.clip.cond_stage_model))
-        stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
-        session.model.pre_run()
-        stack.callback(session.model.cleanup)
+        stack.enter_context(_computing_in(session.model.model, precision))
+        if session.clip is not None:
+            stack.enter_context(owned_weights(session.clip.cond_stage_model))
+            stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
+        for patcher in (session.model, session.teacher):
+            if patcher is not None:
+                patcher.pre_run()
+                stack.callback(patcher.cleanup)
         yield session
 
 
@@ -69,12 +80,7 @@ def refuse_untrainable(model: Any) -> None:
     Raises:
         InputError: its family is not supported, or its weights are quantized.
     """
-    if type(model) not in TRAINABLE or model.model_config.unet_config["in_channels"] != model.latent_format.latent_channels:
-        raise InputError(
-            "model",
-            f"{type(model).__name__} models like this one cannot be trained yet. Use an SD 1.x, SD 2.x or SDXL model for text to image "
-            "(no refiner, no inpainting model).",
-        )
+    family_of(model)
     for path, layer in model.diffusion_model.named_modules():
         if _is_quantized(layer):
             raise InputError(
@@ -128,6 +134,30 @@ def _refuse_partly_loaded(patcher: Any, name: str) -> None:
             f"only {loaded / GIB:.1f} of its {size / GIB:.1f} GiB could be loaded onto {patcher.load_device}, and training needs it whole. "
             "Start ComfyUI without --lowvram and --novram, free memory, or use a smaller model.",
         )
+
+
+@contextmanager
+def _computing_in(model: Any, precision: str) -> Generator[None, None, None]:
+    """Within: the network computes in this precision, casting each weight that is kept in another as it is used."""
+    dtype = DTYPES.get(precision)
+    if dtype is None or dtype == (model.manual_cast_dtype or model.get_dtype()):
+        yield
+        return
+    before = model.manual_cast_dtype
+    layers = [layer for layer in model.diffusion_model.modules() if hasattr(layer, "comfy_cast_weights")]
+    own = [vars(layer).get("comfy_cast_weights") for layer in layers]
+    try:
+        model.manual_cast_dtype = dtype
+        for layer in layers:
+            layer.comfy_cast_weights = True
+        yield
+    finally:
+        model.manual_cast_dtype = before
+        for layer, value in zip(layers, own, strict=True):
+            if value is None:
+                del layer.comfy_cast_weights  # the class's own value shows again
+            else:
+                layer.comfy_cast_weights = value
 
 
 @contextmanager

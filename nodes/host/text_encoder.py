@@ -1,17 +1,19 @@
 """The host's CLIP with new words in it: for training, and for every stock node after Apply PALP LoRA."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import comfy.clip_model
+import comfy.model_management
 import comfy.sd1_clip
+import comfy.text_encoders.t5
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ...palp_train.activations import activations_kept
 from ...palp_train.embedding import WordEmbedding
-from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
 
 
@@ -25,19 +27,44 @@ def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
 
 
 def class_tokens(clip: Any, class_word: str) -> dict[str, Tensor]:
-    """Token embeddings of the class word, by the key of each encoder that can take a new word; shapes (tokens, width), float32.
-
-    Raises:
-        InputError: the CLIP has no such encoder.
-    """
+    """Token embeddings of the class word, by the key of each encoder that learns a new word; shapes (tokens, width), float32."""
     found: dict[str, Tensor] = {}
-    for name, tokenizer in _tokenizers(clip.tokenizer).items():
-        encoder: Any = getattr(clip.cond_stage_model, name, None)
-        if isinstance(encoder, comfy.sd1_clip.SDClipModel) and isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
-            found[tokenizer.embedding_key] = _embed(encoder, tokenizer, class_word)
-    if not found:
-        raise InputError("clip", f"{type(clip.cond_stage_model).__name__} has no CLIP text encoder that could learn a new word. Set word_vectors to 0.")
+    for tokenizer, encoder in _word_encoders(clip):
+        found[tokenizer.embedding_key] = _embed(encoder, tokenizer, class_word)
     return found
+
+
+def learns_words(clip: Any) -> bool:
+    """Whether the CLIP has an encoder that can learn a new word; language models cannot, and T5 can where its backward pass fits memory."""
+    return bool(_word_encoders(clip))
+
+
+def _word_encoders(clip: Any) -> list[tuple[Any, Any]]:
+    """(tokenizer, encoder) of each text encoder that learns new words."""
+    pairs = [(tokenizer, _encoder_of(clip.cond_stage_model, name)) for name, tokenizer in _tokenizers(clip.tokenizer).items()]
+    return [(tokenizer, encoder) for tokenizer, encoder in pairs if isinstance(encoder, comfy.sd1_clip.SDClipModel) and _learns(encoder, clip.patcher)]
+
+
+def _encoder_of(encoders: Any, name: str) -> Any:
+    """The encoder that belongs to the tokenizer of that name; None if there is none. A lone T5's tokenizer is "clip_t5xxl" to the host."""
+    return getattr(encoders, name, None) or getattr(encoders, name.removeprefix("clip_"), None)
+
+
+def _learns(encoder: Any, patcher: Any) -> bool:
+    if isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
+        return True
+    return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher)
+
+
+def _backward_fits(transformer: nn.Module, patcher: Any) -> bool:
+    """Whether a backward pass through a text encoder that computes in float32 fits beside its weights.
+
+    Each layer then keeps a float32 copy of its weights, unless they are of that kind already, and activations: generously, an eighth more.
+    """
+    weights = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
+    still_to_load = patcher.model_size() - patcher.loaded_size()
+    activations = sum(p.numel() * 4 for p in transformer.parameters()) / 8
+    return weights + activations + still_to_load < comfy.model_management.get_free_memory(patcher.load_device)
 
 
 def _embed(encoder: Any, tokenizer: Any, text: str) -> Tensor:
@@ -63,6 +90,26 @@ class HostTextEncoder:
         with activations_kept(self._encoders):
             cross_attention, pooled, *extra = encoders.encode_token_weights(self._clip.tokenize(prompt))
         return {"cross_attn": cross_attention, "pooled_output": pooled, **(extra[0] if extra else {})}
+
+
+class FixedTextEncoder:
+    """Prompts that never change, encoded once by the host itself; its text encoders need not stay loaded."""
+
+    def __init__(self, clip: Any, prompts: Iterable[str]) -> None:
+        """Encode all ``prompts``."""
+        with torch.inference_mode():
+            encoded = {prompt: clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True, return_dict=True) for prompt in prompts}
+        with torch.inference_mode(False):
+            self._encoded = {prompt: _owned(conditioning) for prompt, conditioning in encoded.items()}
+
+    def __call__(self, prompt: str) -> Mapping[str, Any]:
+        """The conditioning of one of the prompts."""
+        return self._encoded[prompt]
+
+
+def _owned(conditioning: dict[str, Any]) -> dict[str, Any]:
+    copies = pytree.tree_map_only(Tensor, Tensor.clone, conditioning)
+    return {"cross_attn": copies.pop("cond"), **copies}
 
 
 def _tokenizers(tokenizer: Any) -> dict[str, Any]:

@@ -1,24 +1,30 @@
 """One training run on the host's objects, from pictures to a file."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...palp_train.activations import activations_kept, blocks_recomputed
+from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from ...palp_train.config import LossConfig, TrainConfig
+from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
-from ...palp_train.errors import InputError
-from ...palp_train.lora import injected_lora
+from ...palp_train.lora import Lora, injected_lora
 from ...palp_train.prompts import PromptSet
-from ...palp_train.trainer import Picture, StepReport, Task, train
-from .denoiser import HostDenoiser, attention_projections, parametrization_of
+from ...palp_train.trainer import Picture, StepReport, Task, Teacher, train
+from .checks import refuse_foreign_clip, refuse_foreign_teacher
+from .denoiser import HostDenoiser, parametrization_of
+from .families import adapted_layers, family_of, trainable_blocks
 from .lora import named_tensors
-from .pictures import SubjectPictures, encode_pictures
+from .memory import training_needs_checkpointing
+from .pictures import SubjectPictures, encode_pictures, mask_weight
 from .progress import Meter, Progress
 from .session import Session, refuse_untrainable, training_session
-from .text_encoder import HostTextEncoder, class_tokens
+from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, learns_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,8 @@ class Job:
     prompts: PromptSet
     train: TrainConfig
     loss: LossConfig
+    teacher_model: Any = None
+    teacher_clip: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,12 @@ class Outcome:
     peak_memory: int
     """Bytes."""
     device: str
+    dtype: str
+    """What the network computed in."""
+    checkpointed: bool
+    """Whether gradient checkpointing was on."""
+    notes: list[str]
+    """What was done otherwise than asked, for the report."""
 
 
 def run(job: Job) -> Outcome:
@@ -56,33 +70,62 @@ def run(job: Job) -> Outcome:
     """
     refuse_untrainable(job.model.model)
     parametrization_of(job.model.get_model_object("model_sampling"))
-    latents = [encode_pictures(job.vae, job.model, taught.images, job.train.resolution) for taught in job.subjects]
-    with training_session(job.model, job.clip) as session:
-        _refuse_foreign_clip(session)
+    refuse_foreign_teacher(job.model, job.teacher_model)
+    pictures = _pictures(job)
+    with_words = job.train.word_vectors > 0 and learns_words(job.clip)
+    fixed_encoder = None if with_words else FixedTextEncoder(job.clip, {picture.prompt for picture in pictures} | _constant_prompts(job))
+    teacher_encoder = FixedTextEncoder(job.teacher_clip or job.clip, _constant_prompts(job)) if job.teacher_model else None
+    with training_session(job.model, job.clip if with_words else None, job.teacher_model, job.train.precision) as session:
         generator = torch.Generator().manual_seed(job.train.seed)
         network = session.model.model.diffusion_model
-        with injected_lora(network, attention_projections(network), job.train.rank, generator) as lora:
-            words = _new_words(session, job) if job.train.word_vectors else []
-            task = Task(
-                denoiser=HostDenoiser(session.model, lora),
-                text_encoder=HostTextEncoder(session.clip, words),
-                pictures=_pictures(job, latents, session.device),
-                prompts=job.prompts,
-            )
-            meter, progress, steps = Meter(session.device), Progress(job.train.steps), list[StepReport]()
-            trainable_words = [vectors for word in words for vectors in word.parameters()]
-            for report in train(task, lora.parameters(), trainable_words, job.train, job.loss, generator):
-                steps.append(report)
-                meter.read()
-                progress.show(report.step)
+        with injected_lora(network, adapted_layers(network, job.train.layers), job.train.rank, generator) as lora:
+            words = _new_words(session, job) if with_words else []
+            text_encoder = fixed_encoder or HostTextEncoder(session.clip, words)
+            pictures = [picture.to(session.device) for picture in pictures]
+            refuse_foreign_clip(HostDenoiser(session.model, lora), text_encoder, pictures[0])
+            with trainable_denoiser(session.model, lora, job.train, text_encoder, pictures) as (denoiser, checkpointed):
+                teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
+                task = Task(denoiser=denoiser, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
+                meter, steps = Meter(session.device), _steps(job, task, lora, words, generator)
+                reports = list(meter.read_after_each(steps))
             return Outcome(
                 lora=named_tensors(session.model.model, lora),
                 words=[_loaded(word) for word in words],
-                steps=steps,
+                steps=reports,
                 seconds=meter.seconds,
                 peak_memory=meter.peak_memory,
                 device=str(session.device),
+                dtype=str(denoiser.dtype).removeprefix("torch."),
+                checkpointed=checkpointed,
+                notes=_notes(job, with_words),
             )
+
+
+@contextmanager
+def trainable_denoiser(
+    patcher: Any, lora: Lora, config: TrainConfig, text_encoder: TextEncoder, pictures: Sequence[Picture]
+) -> Generator[tuple[HostDenoiser, bool], None, None]:
+    """Within: the model as a denoiser through which the right gradient flows, and whether its blocks run twice to save memory."""
+    network, in_place = patcher.model.diffusion_model, family_of(patcher.model).writes_in_place
+    on = config.gradient_checkpointing == "on"
+    if config.gradient_checkpointing == "auto":
+        on = training_needs_checkpointing(patcher, lora, text_encoder, pictures, config)
+    with ExitStack() as stack:
+        if on:
+            stack.enter_context(blocks_recomputed(trainable_blocks(network).values(), write_in_place=in_place))
+        yield HostDenoiser(patcher, lora, (lambda: activations_kept(network)) if in_place else None), on
+
+
+def _steps(job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], generator: torch.Generator) -> Generator[StepReport, None, None]:
+    progress = Progress(job.train.steps)
+    trainable_words = [vectors for word in words for vectors in word.parameters()]
+    for report in train(task, lora.parameters(), trainable_words, job.train, job.loss, generator):
+        progress.show(report.step)
+        yield report
+
+
+def _constant_prompts(job: Job) -> set[str]:
+    return {job.prompts.clean, job.prompts.negative, NFSD_NEGATIVE_PROMPT}
 
 
 def _new_words(session: Session, job: Job) -> list[WordEmbedding]:
@@ -91,21 +134,25 @@ def _new_words(session: Session, job: Job) -> list[WordEmbedding]:
         return [trainable_word(subject, class_tokens(session.clip, subject.class_word), job.train.word_vectors) for subject in subjects]
 
 
-def _pictures(job: Job, latents: Sequence[Sequence[Tensor]], device: torch.device) -> list[Picture]:
-    return [
-        Picture(latent=latent.to(device), prompt=taught.subject.personalization_prompt)
-        for taught, encoded in zip(job.subjects, latents, strict=True)
-        for latent in encoded
-    ]
+def _pictures(job: Job) -> list[Picture]:
+    """All subjects' pictures as latents, with the personalization prompt of each."""
+    made: list[Picture] = []
+    for taught in job.subjects:
+        latents = encode_pictures(job.vae, job.model, taught.images, job.train.resolution)
+        for number, latent in enumerate(latents):
+            weight = mask_weight(job.vae, taught.masks[number], latent, job.train.resolution) if taught.masks else None
+            made.append(Picture(latent=latent, prompt=taught.subject.personalization_prompt, weight=weight))
+    return made
 
 
-def _refuse_foreign_clip(session: Session) -> None:
-    """A CLIP of another family would only fail deep inside the network, in words that name no input."""
-    width = session.model.model.model_config.unet_config.get("context_dim")
-    with torch.no_grad():
-        found = HostTextEncoder(session.clip, [])("")["cross_attn"].shape[-1]
-    if width is not None and found != width:
-        raise InputError("clip", f"it encodes text {found} wide, but the model reads {width}. Use the CLIP that belongs to this model.")
+def _notes(job: Job, with_words: bool) -> list[str]:
+    if job.train.word_vectors and not with_words:
+        encoder = type(job.clip.cond_stage_model).__name__
+        words = " ".join(taught.subject.placeholder for taught in job.subjects)
+        return [
+            f"word_vectors: 0, because {encoder} cannot learn a new word (or not in this memory). {words} was trained as plain text: prompt with it as it is."
+        ]
+    return []
 
 
 def _loaded(word: WordEmbedding) -> WordEmbedding:

@@ -71,7 +71,7 @@ def test_the_contract_of_ids_inputs_and_outputs(pack, nodes):
     listed = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     schemas = {node.define_schema().node_id: node.define_schema() for node in listed}
     names = {id: ([i.id for i in s.inputs], [o.display_name for o in s.outputs]) for id, s in schemas.items()}
-    assert names["PalpSubject"] == (["images", "class_word", "placeholder", "personalization_prompt"], ["subject"])
+    assert names["PalpSubject"] == (["images", "class_word", "placeholder", "personalization_prompt", "masks", "previous"], ["subject"])
     assert names["PalpLossConfig"][0] == [
         *("method", "alignment_scale", "personalization_scale", "alignment_weight", "noise"),
         *("rescale", "start_percent", "end_percent", "every"),
@@ -79,7 +79,8 @@ def test_the_contract_of_ids_inputs_and_outputs(pack, nodes):
     assert names["PalpTrainLora"] == (
         [
             *("model", "clip", "vae", "subject", "target_prompt", "name", "steps", "learning_rate", "rank", "batch_size", "seed"),
-            *("loss", "clean_prompt", "negative_prompt", "word_vectors", "word_learning_rate", "resolution"),
+            *("loss", "clean_prompt", "negative_prompt", "teacher_model", "teacher_clip", "word_vectors", "word_learning_rate"),
+            *("gradient_accumulation", "resolution", "layers", "precision", "gradient_checkpointing"),
         ],
         ["palp_lora", "lora", "loss_map", "report"],
     )
@@ -144,14 +145,14 @@ def test_the_stock_lora_loader_gives_the_same_denoised_tensor_as_apply(nodes, mo
 def test_the_saved_lora_acts_as_the_trained_one_did(pack, nodes, models):
     """Patched weights and injected layers agree: the file holds all of what was trained, at the right strength."""
     part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
-    denoiser, method = part("nodes.host.denoiser"), part("palp_train.denoiser")
+    denoiser, families, method = part("nodes.host.denoiser"), part("nodes.host.families"), part("palp_train.denoiser")
     conditioning = encoded(models.clip, "a cat")
     given = {"cross_attn": conditioning[0][0], "pooled_output": conditioning[0][1]["pooled_output"]}
     noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with part("nodes.host.session").training_session(models.model, models.clip) as held, torch.no_grad():
         network = held.model.model.diffusion_model
         generator = torch.Generator().manual_seed(0)
-        with part("palp_train.lora").injected_lora(network, denoiser.attention_projections(network), 4, generator) as lora:
+        with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, generator) as lora:
             for parameter in lora.parameters():
                 parameter.normal_(0, 0.2, generator=generator)
             estimate = denoiser.HostDenoiser(held.model, lora)
@@ -163,7 +164,7 @@ def test_the_saved_lora_acts_as_the_trained_one_did(pack, nodes, models):
         patched, _ = comfy.sd.load_lora_for_models(models.model, None, tensors, 1.0, 0)
     with part("nodes.host.session").training_session(patched, models.clip) as held, torch.no_grad():
         network = held.model.model.diffusion_model
-        with part("palp_train.lora").injected_lora(network, denoiser.attention_projections(network)[:1], 1, generator) as idle:
+        with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention")[:1], 1, generator) as idle:
             estimate = denoiser.HostDenoiser(held.model, idle)
             found = estimate(noised, estimate.sigmas[[500]], [method.Query(conditioning=given, personalized=False)])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -237,7 +238,7 @@ def test_a_picture_is_never_stretched(pack):
     pictures = import_module(f"{pack.__name__}.nodes.host.pictures")
     image = torch.zeros(1, 300, 451, 3)
     image[:, 100:200, 175:275] = 1  # a square stays a square
-    small = pictures._resized(image, 128, 16)[0, ..., 0]
+    small = pictures._resized(image[0].movedim(-1, 0), 128, 16)[0]
     rows, columns = (small > 0.5).any(dim=1).sum().item(), (small > 0.5).any(dim=0).sum().item()
     assert abs(rows - columns) <= 1
     assert small.shape == (112, 160)

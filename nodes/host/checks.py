@@ -1,0 +1,51 @@
+"""Whether what the user has wired together belongs together; each check names the input to change."""
+
+from typing import Any
+
+import torch
+
+from ...palp_train.denoiser import Denoiser, Query, TextEncoder
+from ...palp_train.errors import InputError
+from ...palp_train.trainer import Picture
+from .denoiser import parametrization_of
+
+
+@torch.no_grad()
+def refuse_foreign_clip(denoiser: Denoiser, text_encoder: TextEncoder, picture: Picture) -> None:
+    """Return quietly if the model can read what the CLIP writes.
+
+    Raises:
+        InputError: it cannot: the CLIP belongs to another family, of which the host only says something about shapes.
+    """
+    conditioning = text_encoder(picture.prompt)
+    try:
+        denoiser(picture.latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=True)])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError("clip", f"the model cannot read what it writes ({_first_line(error)}). Use the CLIP that belongs to this model.") from error
+
+
+def refuse_foreign_teacher(student: Any, teacher: Any) -> None:
+    """Return quietly if there is no teacher, or one over the student's latent space.
+
+    Raises:
+        InputError: their latents differ, or the way in which noise enters them.
+    """
+    if teacher is None:
+        return
+    ours, theirs = student.model.latent_format, teacher.model.latent_format
+    if type(ours) is not type(theirs) or ours.scale_factor != theirs.scale_factor:
+        raise InputError(
+            "teacher_model",
+            f"its latents ({type(theirs).__name__}) are not the model's ({type(ours).__name__}), so that they cannot look at one picture. "
+            "Use a teacher of the same family, for example a larger or finetuned SDXL for SDXL.",
+        )
+    sigma = torch.tensor([0.1, 0.9])
+    kinds = [parametrization_of(p.get_model_object("model_sampling"), name) for p, name in ((student, "model"), (teacher, "teacher_model"))]
+    if not torch.equal(kinds[0].signal_scale(sigma), kinds[1].signal_scale(sigma)):
+        raise InputError("teacher_model", "noise enters its pictures in another way than the model's (one is a flow, the other is not). Use a teacher alike.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
