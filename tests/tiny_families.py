@@ -5,6 +5,7 @@ Import this only after the ``host`` fixture: it needs the host's modules.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import comfy.model_base
 import tiny_llm_models
@@ -21,8 +22,8 @@ FAMILIES: dict[str, Callable[..., Models]] = {
 }
 
 
-def latent_shape(models: Models, side: int = 8) -> tuple[int, ...]:
+def latent_shape(patcher: Any) -> tuple[int, ...]:
     """Of one latent, (C, H, W) or (C, 1, H, W); PixArt's host code divides by zero below 34 x 34."""
-    latent_format = models.model.model.latent_format
-    side = 34 if type(models.model.model).__name__ == "PixArt" else side
+    latent_format = patcher.model.latent_format
+    side = 34 if type(patcher.model).__name__ == "PixArt" else 8
     return (latent_format.latent_channels, *[1] * (latent_format.latent_dimensions - 2), side, side)

@@ -1,5 +1,6 @@
 """Whether what the user has wired together belongs together; each check names the input to change."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from ...palp_train.denoiser import Denoiser, Query, TextEncoder
 from ...palp_train.errors import InputError
 from ...palp_train.trainer import Picture
 from .denoiser import parametrization_of
+from .families import family_of
 
 
 @torch.no_grad()
@@ -24,6 +26,17 @@ def refuse_foreign_clip(denoiser: Denoiser, text_encoder: TextEncoder, picture: 
         raise
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError("clip", f"the model cannot read what it writes ({_first_line(error)}). Use the CLIP that belongs to this model.") from error
+
+
+def refuse_small_pictures(model: Any, pictures: Sequence[Picture], resolution: int) -> None:
+    """Return quietly if the model's code can work on latents of the pictures' sizes.
+
+    Raises:
+        InputError: one is too small.
+    """
+    family, side = family_of(model), min(min(picture.latent.shape[-2:]) for picture in pictures)
+    if side < family.smallest_side:
+        raise InputError("resolution", f"{resolution} makes latents {side} wide or high, and {family.title} needs at least {family.smallest_side}. Raise it.")
 
 
 def refuse_foreign_teacher(student: Any, teacher: Any) -> None:

@@ -23,6 +23,8 @@ class Family:
     """Whether its blocks add their residuals onto tensors that autograd has saved."""
     mixes_rows: bool = True
     """Whether each layer gets the rows of a batch as rows, so that the LoRA can act on some of them only."""
+    smallest_side: int = 1
+    """Of a latent, for which the network's own code works."""
     kohya_names: bool = False
     """Whether its LoRAs have kohya's names; others have ComfyUI's generic ones."""
 
@@ -36,7 +38,7 @@ _FAMILIES = {  # by the host's class; classes derived from these take other inpu
     "Flux": Family(title="Flux 1", architecture="flux-1-dev", base_model="flux1", writes_in_place=True),
     "Chroma": Family(title="Chroma", architecture="chroma", base_model="chroma", writes_in_place=True),
     "AuraFlow": Family(title="AuraFlow", architecture="auraflow", base_model="auraflow"),
-    "PixArt": Family(title="PixArt", architecture="pixart", base_model="pixart", mixes_rows=False),
+    "PixArt": Family(title="PixArt", architecture="pixart", base_model="pixart", mixes_rows=False, smallest_side=34),
     "HunyuanDiT": Family(title="HunyuanDiT", architecture="hunyuan-dit", base_model="hunyuan_dit"),
     "HunyuanImage21": Family(title="HunyuanImage 2.1", architecture="hunyuan-image-2.1", base_model="hunyuan_image_2.1", writes_in_place=True),
     "Lumina2": Family(title="Lumina 2 / Z-Image", architecture="lumina-2", base_model="lumina2"),

@@ -16,7 +16,7 @@ from ...palp_train.embedding import WordEmbedding, trainable_word
 from ...palp_train.lora import Lora, injected_lora
 from ...palp_train.prompts import PromptSet
 from ...palp_train.trainer import Picture, StepReport, Task, Teacher, train
-from .checks import refuse_foreign_clip, refuse_foreign_teacher
+from .checks import refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures
 from .denoiser import HostDenoiser, parametrization_of
 from .families import adapted_layers, family_of, trainable_blocks
 from .lora import named_tensors
@@ -72,6 +72,7 @@ def run(job: Job) -> Outcome:
     parametrization_of(job.model.get_model_object("model_sampling"))
     refuse_foreign_teacher(job.model, job.teacher_model)
     pictures = _pictures(job)
+    refuse_small_pictures(job.model.model, pictures, job.train.resolution)
     with_words = job.train.word_vectors > 0 and learns_words(job.clip)
     fixed_encoder = None if with_words else FixedTextEncoder(job.clip, {picture.prompt for picture in pictures} | _constant_prompts(job))
     teacher_encoder = FixedTextEncoder(job.teacher_clip or job.clip, _constant_prompts(job)) if job.teacher_model else None

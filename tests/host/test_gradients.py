@@ -1,57 +1,14 @@
 """Gradients through the host's real classes, made in inference mode, against central finite differences: every family, both ways to keep memory."""
 
-from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
 import torch
+from trainable import FAMILIES, differentiable_loss, lora_pairs
 
-FAMILIES = (
-    *("sd15", "sd15-v", "sdxl", "sd3", "sd35", "flux", "chroma", "auraflow", "pixart"),
-    *("hunyuan_dit", "hunyuan_image", "lumina2", "z_image", "qwen_image", "hidream"),
-)
 DEAD = ("transformer_blocks.1.attn.to_add_out", "transformer_blocks.1.attn.add_q_proj")
 """Layers whose output the host computes and drops: the text stream of Qwen-Image's last block."""
 CHECKPOINTING = pytest.mark.parametrize("checkpointing", ["off", "on"])
-
-
-@contextmanager
-def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
-    """Yields (loss, lora, word): ``loss()`` is the personalization loss of a fixed batch as the trainer computes it; word may be None."""
-    import tiny_families
-
-    part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
-    families, text, session, training = (part(f"nodes.host.{name}") for name in ("families", "text_encoder", "session", "training"))
-    method, losses, config = part("palp_train.denoiser"), part("palp_train.losses"), part("palp_train.config")
-    subject = part("palp_train.prompts").Subject()
-    generator = torch.Generator().manual_seed(3)
-    with session.training_session(models.model, models.clip) as held:
-        network = held.model.model.diffusion_model
-        with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, generator) as lora:
-            for _, up in lora_pairs(lora):
-                up.data.normal_(0, 0.1, generator=generator)  # zero ups would make the downs' gradients zero
-            word = None
-            if text.learns_words(held.clip):
-                with torch.no_grad():
-                    word = part("palp_train.embedding").trainable_word(subject, text.class_tokens(held.clip, "striped cat"), vectors)
-            encode = text.HostTextEncoder(held.clip, [word] if word else [])
-            settings = config.TrainConfig(gradient_checkpointing=checkpointing)
-            with training.trainable_denoiser(held.model, lora, settings, encode, []) as (estimate, _):
-                shape = (2, *tiny_families.latent_shape(models))
-                latent, noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(held.device)
-                sigma = estimate.sigmas[[len(estimate.sigmas) * 3 // 10, len(estimate.sigmas) * 7 // 10]].double()
-
-                def loss():
-                    noised = method.add_noise(latent, noise, sigma, estimate.parametrization)
-                    queries = [method.Query(conditioning=encode(f"a {kind} of [V]"), personalized=True) for kind in ("photo", "sketch")]
-                    return losses.personalization_loss(estimate(noised, sigma, queries), latent, sigma, estimate.parametrization)
-
-                yield loss, lora, word
-
-
-def lora_pairs(lora):
-    parameters = list(lora.parameters())
-    return list(zip(parameters[::2], parameters[1::2], strict=True))
 
 
 def assert_gradient_is_the_finite_difference(loss, parameter, step, tolerance):
@@ -166,7 +123,7 @@ def test_a_mixed_batch_gives_each_row_its_own_model_and_prompt(pack, models):
         long = encode(" ".join(["a very long sketch"] * 30))  # more sections of tokens than the others: another shape
         asked = [(encode("[V]"), True), (encode("a cat"), False), (long, True), (encode("a cat"), True), (long, False)]
         queries = [method.Query(conditioning=conditioning, personalized=on) for conditioning, on in asked]
-        latent = torch.randn(1, *tiny_families.latent_shape(models), generator=torch.Generator().manual_seed(0)).to(estimate.sigmas.device)
+        latent = torch.randn(1, *tiny_families.latent_shape(models.model), generator=torch.Generator().manual_seed(0)).to(estimate.sigmas.device)
         noised, sigma = latent.repeat(5, *[1] * (latent.ndim - 1)), estimate.sigmas[[len(estimate.sigmas) * part // 10 for part in (1, 3, 5, 7, 9)]]
         together = estimate(noised, sigma, queries)
         for row, query in enumerate(queries):

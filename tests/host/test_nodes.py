@@ -6,19 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-SETTINGS = dict(steps=3, learning_rate=1e-2, rank=4, batch_size=1, seed=0, word_vectors=2, word_learning_rate=1e-2, resolution=64)
-TARGET = "a sketch of [V] in Paris"
-
-
-@pytest.fixture(scope="module")
-def nodes(pack):
-    return import_module(f"{pack.__name__}.nodes")
-
-
-@pytest.fixture(scope="module")
-def errors(pack):
-    return import_module(f"{pack.__name__}.palp_train.errors")
+from host_calls import TARGET, denoised, encoded, subject, train
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -26,45 +14,6 @@ def models(request, pack):
     import tiny_models
 
     return getattr(tiny_models, request.param)()
-
-
-@pytest.fixture
-def output(tmp_path, host):
-    """A fresh output folder, whose loras folder the host lists."""
-    import folder_paths
-
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    folder_paths.add_model_folder_path("loras", str(tmp_path / "loras"))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
-    folder_paths.folder_names_and_paths["loras"][0].remove(str(tmp_path / "loras"))
-
-
-def subject(nodes, **changes):
-    given = dict(images=[torch.rand(2, 64, 48, 3)], class_word="cat", placeholder="[V]", personalization_prompt="a photo of [V]") | changes
-    return nodes.PalpSubject.execute(**{k: v if isinstance(v, list) else [v] for k, v in given.items()})[0]
-
-
-def train(nodes, models, **changes):
-    given = dict(target_prompt=TARGET, name="test", subject=None, **SETTINGS) | changes
-    given["subject"] = given["subject"] or subject(nodes)
-    with torch.inference_mode():
-        return nodes.PalpTrainLora.execute(models.model, models.clip, models.vae, **given)
-
-
-def denoised(model, conditioning):
-    """One denoised tensor by the host's own sampler: what a picture depends on."""
-    import comfy.sample
-
-    with torch.inference_mode():
-        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-        return comfy.sample.sample(model, noise, 1, 1.0, "euler", "normal", conditioning, conditioning, torch.zeros(1, 4, 8, 8), seed=5)
-
-
-def encoded(clip, text):
-    with torch.inference_mode():
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def test_the_contract_of_ids_inputs_and_outputs(pack, nodes):

@@ -1,6 +1,5 @@
 """After a run, an exception at any point and a cancel, the user's MODEL and CLIP are what they were."""
 
-import hashlib
 import os
 from dataclasses import replace
 from importlib import import_module
@@ -8,39 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-
-def portrait(root: nn.Module) -> dict:
-    """Everything that could have changed in a module tree: objects, attributes, hooks, and the bits of every tensor."""
-    seen = {}
-    for path, module in root.named_modules():
-        tables = {name: {k: id(v) for k, v in vars(module)[name].items()} for name in ("_modules", "_parameters", "_buffers")}
-        hooks = {name: list(value) for name, value in vars(module).items() if "hooks" in name and value}
-        plain = {name: id(value) for name, value in vars(module).items() if name not in tables and "hooks" not in name}
-        flags = {name: (p.requires_grad, p.is_inference()) for name, p in module._parameters.items() if p is not None}
-        seen[path] = (id(module), type(module), tables, hooks, plain, flags)
-    bits = {name: hashlib.sha256(t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for name, t in root.state_dict().items()}
-    return {"modules": seen, "bits": bits}
-
-
-def everything(models) -> list:
-    """The portrait of a user's MODEL and CLIP, with their patchers' own state."""
-    patchers = [models.model, models.clip.patcher]
-    attributes = [{k: repr(v) if k != "model" else id(v) for k, v in vars(p).items()} for p in patchers]
-    clip = {k: id(v) for k, v in vars(models.clip).items()}
-    return [portrait(models.model.model), portrait(models.clip.cond_stage_model), attributes, clip]
-
-
-def sampled(models) -> torch.Tensor:
-    """A picture's latent by the host's own sampler."""
-    import comfy.sample
-
-    with torch.inference_mode():
-        cond, pooled = models.clip.encode_from_tokens(models.clip.tokenize("a sketch of a cat"), return_pooled=True)
-        prompt = [[cond, {"pooled_output": pooled}]]
-        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-        return comfy.sample.sample(models.model, noise, 2, 4.0, "euler", "normal", prompt, prompt, torch.zeros(1, 4, 8, 8), seed=5)
+from host_calls import everything, sampled
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])

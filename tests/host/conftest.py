@@ -1,0 +1,28 @@
+"""Fixtures for the tests that call the nodes in this process."""
+
+from importlib import import_module
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return import_module(f"{pack.__name__}.nodes")
+
+
+@pytest.fixture(scope="module")
+def errors(pack):
+    return import_module(f"{pack.__name__}.palp_train.errors")
+
+
+@pytest.fixture
+def output(tmp_path, host):
+    """A fresh output folder, whose loras folder the host lists."""
+    import folder_paths
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    folder_paths.add_model_folder_path("loras", str(tmp_path / "loras"))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+    folder_paths.folder_names_and_paths["loras"][0].remove(str(tmp_path / "loras"))
