@@ -53,7 +53,7 @@ class Lora:
 
     def _switch(self, *, off: bool) -> None:
         for layer in self.layers.values():
-            layer._disable_adapters = off  # pyright: ignore[reportAttributeAccessIssue]  # peft's public way also freezes the parameters
+            cast(Any, layer)._disable_adapters = off  # peft's public way would also freeze the parameters
 
     def _name_adapters(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         return None if self._rows is None else (args, {**kwargs, "adapter_names": self._rows})

@@ -91,7 +91,7 @@ def _streams(params: type, **special: Any) -> dict[str, Any]:
         context_in_dim=WIDTH,
         hidden_size=HIDDEN,
         num_heads=HEADS,
-        mlp_ratio=2.0,
+        mlp_ratio=4.0,
         depth=2,
         depth_single_blocks=2,
         axes_dim=[8, 12, 12],

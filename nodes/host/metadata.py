@@ -9,6 +9,7 @@ import torch
 
 from ...palp_train import __version__
 from ...palp_train.checkpoint import CLASS_WORDS_KEY, FORMAT, FORMAT_KEY, TARGET_PROMPT_KEY
+from .exports import network_metadata
 from .families import family_of
 from .training import Job, Outcome
 
@@ -56,6 +57,7 @@ def _palp(job: Job, outcome: Outcome) -> dict[str, str]:
     return {
         FORMAT_KEY: FORMAT,
         TARGET_PROMPT_KEY: job.prompts.target,
+        **network_metadata(job.model.model),
         "palp.clean_prompt": job.prompts.clean,
         "palp.negative_prompt": job.prompts.negative,
         "palp.personalization_prompts": json.dumps([subject.personalization_prompt for subject in subjects]),
