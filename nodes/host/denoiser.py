@@ -30,7 +30,7 @@ def parametrization_of(model_sampling: Any, name: str = "model") -> Parametrizat
     kinds = ", ".join(base.__name__ for base in type(model_sampling).__bases__)
     raise InputError(
         name,
-        f"its sampling ({kinds}) cannot be trained. Models that predict noise, v, x0 or a flow can; remove a ModelSampling node that changes it (lcm ...).",
+        f"its sampling ({kinds}) cannot be trained. Models that predict noise, v, x0 or a flow can; remove the ModelSampling node that changes it.",
     )
 
 
