@@ -89,15 +89,20 @@ def _diffusers_layers(palp_lora: PalpLora, family: str) -> Iterator[tuple[str, s
         yield from ((name.removeprefix("diffusion_model."), name, slice(None)) for name in _layer_names(palp_lora.lora))
         return
     known: Callable[[Any], dict[str, Any]] = getattr(comfy.utils, function)
+    sections: dict[str, list[tuple[int, int, int] | None]] = {}
     for key, target in known(json.loads(palp_lora.metadata[NETWORK_KEY])).items():
-        if not key.endswith(".weight"):
-            continue
         path, (host_key, section) = key.removesuffix(".weight"), (target, None) if isinstance(target, str) else target[:2]
         host_path = host_key.removesuffix(".weight")
         candidates = (f"diffusion_model.{host_path}", _kohya_name(f"diffusion_model.{host_path}"), f"lora_unet_{path.replace('.', '_')}")
         name = next((candidate for candidate in candidates if candidate + _DOWN in palp_lora.lora), None)
-        if name:
-            yield path, name, slice(section[1], section[1] + section[2]) if section else slice(None)
+        if name is None or not key.endswith(".weight"):
+            continue
+        had = sections.setdefault(name, [])
+        # The host lists diffusers' own path first, then what other programs call the layer, whole or in parts.
+        if section in had or (had and (had[0] is None) != (section is None)):
+            continue
+        had.append(section)
+        yield path, name, slice(section[1], section[1] + section[2]) if section else slice(None)
 
 
 def _layer_names(lora: Mapping[str, Tensor]) -> set[str]:

@@ -1,6 +1,6 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +55,7 @@ def training_session(model: Any, clip: Any = None, teacher: Any = None, precisio
     patchers = {name: patcher for name, patcher in loaded.items() if patcher is not None}
     with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
         comfy.model_management.load_models_gpu(list(patchers.values()), force_full_load=True)
-    for name, patcher in patchers.items():
-        _refuse_partly_loaded(patcher, name)
+    _refuse_partly_loaded(patchers)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -126,14 +125,29 @@ def _private_clip(clip: Any) -> Any:
     return clone
 
 
-def _refuse_partly_loaded(patcher: Any, name: str) -> None:
-    loaded, size = patcher.loaded_size(), patcher.model_size()
-    if getattr(patcher.model, "model_lowvram", False) or loaded < size:
-        raise InputError(
-            name,
-            f"only {loaded / GIB:.1f} of its {size / GIB:.1f} GiB could be loaded onto {patcher.load_device}, and training needs it whole. "
-            "Start ComfyUI without --lowvram and --novram, free memory, or use a smaller model.",
-        )
+def _refuse_partly_loaded(patchers: Mapping[str, Any]) -> None:
+    """Return quietly if every model is whole on its device; the message says what is missing and which change frees most."""
+    for name, patcher in patchers.items():
+        loaded, size = patcher.loaded_size(), patcher.model_size()
+        if getattr(patcher.model, "model_lowvram", False) or loaded < size:
+            raise InputError(
+                name,
+                f"{(size - loaded) / GIB:.1f} of its {size / GIB:.1f} GiB did not fit onto {patcher.load_device}, and training needs it whole. "
+                f"{_largest_saving(patchers)} Start ComfyUI without --lowvram and --novram.",
+            )
+
+
+def _largest_saving(patchers: Mapping[str, Any]) -> str:
+    """The change of settings that frees most memory."""
+    sizes = {name: patcher.model_size() / GIB for name, patcher in patchers.items()}
+    savings = {
+        "teacher_model": f"Disconnect teacher_model: that frees {sizes.get('teacher_model', 0):.1f} GiB.",
+        "clip": f"Set word_vectors to 0: the CLIP need not stay loaded then, which frees {sizes.get('clip', 0):.1f} GiB.",
+    }
+    possible = [name for name in savings if name in sizes]
+    if not possible:
+        return f"Load the model with weight_dtype fp8_e4m3fn: that frees about {sizes['model'] / 2:.1f} GiB if it is 16 bits wide now."
+    return savings[max(possible, key=lambda name: sizes[name])]
 
 
 @contextmanager

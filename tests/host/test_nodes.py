@@ -277,7 +277,7 @@ def test_a_clip_of_another_family_is_refused(nodes, models, errors, output):
     import tiny_models
 
     foreign = tiny_models.sd15().clip if "SDXL" in type(models.model.model).__name__ else tiny_models.sdxl().clip
-    with pytest.raises(errors.InputError, match=r"^clip: it encodes text"):
+    with pytest.raises(errors.InputError, match=r"^clip: the model cannot read what it writes"):
         train(nodes, replace(models, clip=foreign))
 
 
@@ -296,9 +296,6 @@ def test_models_that_cannot_be_trained_are_refused_with_what_they_are(pack, node
         session.refuse_untrainable(quantized.model.model)
     edm = tiny_models.sd15(model_type=comfy.model_base.ModelType.V_PREDICTION_EDM)
     train(nodes, edm, steps=1)  # v prediction on a continuous schedule is fine
-    flow = tiny_models.sd15(model_type=comfy.model_base.ModelType.FLOW)
-    with pytest.raises(errors.InputError, match=r"^model: its sampling"):
-        train(nodes, flow)
 
 
 def test_weights_stored_in_half_precision_train_without_nan(nodes, errors, output):

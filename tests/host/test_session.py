@@ -137,17 +137,22 @@ def test_a_model_with_a_lora_of_the_users_is_trained_as_it_stands_and_given_back
     assert first.steps[0].personalization != second.steps[0].personalization
 
 
-def test_a_partly_loaded_model_is_refused_with_its_size(training, models):
-    """As on a host started with --novram: some weights stay behind and are cast at every use."""
+@pytest.mark.parametrize("name", ["model", "clip"])
+def test_a_partly_loaded_model_is_refused_with_what_is_missing_and_what_frees_most(training, models, name):
+    """As the host leaves it when memory is short: some weights stay behind and are cast at every use."""
     module, _ = training
-    models.model.model.model_lowvram = True
     session = import_module(f"{module.__name__.rpartition('.')[0]}.session")
     errors = import_module(f"{module.__name__.split('.')[0]}.palp_train.errors")
+    patchers = {"model": models.model, "clip": models.clip.patcher}
+    patcher = patchers[name]
+    patcher.model.model_lowvram = True
     try:
-        with pytest.raises(errors.InputError, match=r"model: only .* GiB could be loaded"):
-            session._refuse_partly_loaded(models.model, "model")
+        with pytest.raises(errors.InputError, match=rf"^{name}: .* GiB did not fit onto .*word_vectors to 0.* frees .* GiB"):
+            session._refuse_partly_loaded(patchers)
+        with pytest.raises(errors.InputError, match=rf"^{name}: .*weight_dtype fp8" if name == "model" else r"^clip: "):
+            session._refuse_partly_loaded({name: patcher} if name == "model" else patchers)
     finally:
-        models.model.model.model_lowvram = False
+        patcher.model.model_lowvram = False
 
 
 def can_leave_weights_on_disk() -> bool:
