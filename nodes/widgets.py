@@ -26,5 +26,5 @@ def _widget(item: Field[Any], optional: bool) -> Any:
 
 
 def _step(default: Any) -> float:
-    """A tenth of the default's order of magnitude: 0.1 for 7.5, 1e-6 for 5e-5; 0.01 for 0 and 1."""
-    return 0.01 if default in (0, 1) else 10.0 ** (math.floor(math.log10(default)) - 1)
+    """A tenth of the default's order of magnitude, at most 0.1: 0.1 for 15, 1e-6 for 5e-5; 0.01 for 0 and 1. The page rounds to it."""
+    return 0.01 if default in (0, 1) else min(0.1, 10.0 ** (math.floor(math.log10(default)) - 1))

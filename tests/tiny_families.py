@@ -16,6 +16,8 @@ from tiny_models import Models
 FAMILIES: dict[str, Callable[..., Models]] = {
     "sd15": tiny_models.sd15,
     "sd15-v": partial(tiny_models.sd15, model_type=comfy.model_base.ModelType.V_PREDICTION),
+    "sd2": tiny_models.sd2,
+    "sd2-v": partial(tiny_models.sd2, model_type=comfy.model_base.ModelType.V_PREDICTION),
     "sdxl": tiny_models.sdxl,
     **{name: getattr(tiny_t5_models, name) for name in ("sd3", "sd35", "flux", "chroma", "auraflow", "pixart")},
     **{name: getattr(tiny_llm_models, name) for name in ("hunyuan_dit", "hunyuan_image", "lumina2", "z_image", "qwen_image", "hidream")},

@@ -13,6 +13,7 @@ import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.taesd.taesd
+import comfy.text_encoders.sd2_clip
 import torch
 from comfy.model_management import get_torch_device
 
@@ -35,6 +36,16 @@ def sd15(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int =
         config.custom_operations = operations
         model = comfy.model_base.BaseModel(config, model_type=model_type or comfy.model_base.ModelType.EPS, device=get_torch_device())
         clip = _clip(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, seed)
+        return Models(model=_patcher(model, seed), clip=clip, vae=_vae(seed))
+
+
+def sd2(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int = 0) -> Models:
+    """SD 2.x's classes: OpenCLIP's text encoder."""
+    with torch.inference_mode():
+        unet = _unet(model_channels=64, context_dim=WIDTH_G, use_linear_in_transformer=True, adm_in_channels=None, dtype=dtype)
+        kind = model_type or comfy.model_base.ModelType.EPS
+        model = comfy.model_base.BaseModel(comfy.supported_models.SD20(unet), model_type=kind, device=get_torch_device())
+        clip = _clip(comfy.text_encoders.sd2_clip.SD2Tokenizer, comfy.text_encoders.sd2_clip.SD2ClipModel, seed)
         return Models(model=_patcher(model, seed), clip=clip, vae=_vae(seed))
 
 
@@ -97,6 +108,7 @@ def _clip(tokenizer: type, encoders: type, seed: int) -> Any:
     Target.tokenizer = tokenizer
     small = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "hidden_act": "gelu"}
     options = {"clip_l_model_config": {**small, "hidden_size": WIDTH_L}, "clip_g_model_config": {**small, "hidden_size": WIDTH_G}, "dtype": torch.float32}
+    options["clip_h_model_config"] = options["clip_g_model_config"]
     clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=options)
     randomize(clip.cond_stage_model, seed + 1)
     return clip

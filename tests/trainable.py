@@ -6,7 +6,7 @@ from importlib import import_module
 import torch
 
 FAMILIES = (
-    *("sd15", "sd15-v", "sdxl", "sd3", "sd35", "flux", "chroma", "auraflow", "pixart"),
+    *("sd15", "sd15-v", "sd2", "sd2-v", "sdxl", "sd3", "sd35", "flux", "chroma", "auraflow", "pixart"),
     *("hunyuan_dit", "hunyuan_image", "lumina2", "z_image", "qwen_image", "hidream"),
 )
 

@@ -66,7 +66,8 @@ def family_of(model: Any) -> Family:
 def _family(model: Any) -> Family | None:
     name = type(model).__name__
     if name == "BaseModel" and getattr(model.diffusion_model, "input_blocks", None) is not None:
-        return _STABLE_DIFFUSION_2 if model.model_config.unet_config.get("context_dim") == 1024 else _STABLE_DIFFUSION_1
+        is_second = any(config.__name__ == "SD20" for config in type(model.model_config).__mro__)
+        return _STABLE_DIFFUSION_2 if is_second else _STABLE_DIFFUSION_1
     return _FAMILIES.get(name)
 
 

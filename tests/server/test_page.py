@@ -15,7 +15,7 @@ CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first
 SMALL = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "LoadImage": {"image": PICTURE},
-    "PalpTrainLora": {"steps": 2, "rank": 4, "resolution": SIDE, "name": "from_page"},
+    "PalpTrainLora": {"steps": 2, "rank": 4, "resolution": SIDE},
     "EmptyLatentImage": {"width": SIDE, "height": SIDE, "batch_size": 1},
     "KSampler": {"steps": 2},
 }
@@ -62,7 +62,7 @@ def test_all_our_nodes_are_in_the_page(page):
 
 
 def test_the_page_gives_our_nodes_of_the_example_graphs_back_as_they_were_saved(page, client):
-    for name in ("palp_train_and_sample", "palp_load_and_sample"):
+    for name in ("palp_train_and_sample", "palp_load_and_sample", "palp_art_inspired"):
         saved = example(client, name)
         page.evaluate("graph => app.loadGraphData(graph)", saved)
         shown = {node["id"]: node for node in json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))["nodes"]}
@@ -73,10 +73,12 @@ def test_the_page_gives_our_nodes_of_the_example_graphs_back_as_they_were_saved(
             assert [o["name"] for o in again["outputs"]] == [o["name"] for o in node["outputs"]], node["type"]
 
 
-def test_the_example_graph_runs_from_the_page_and_the_open_page_then_lists_the_new_lora(page, client):
-    open_small_example(page, client, "palp_train_and_sample")
+@pytest.mark.parametrize("name", ["palp_train_and_sample", "palp_art_inspired"])
+def test_the_example_graph_runs_from_the_page_and_the_open_page_then_lists_the_new_lora(page, client, name):
+    open_small_example(page, client, name)
     page.evaluate("app.graph.add(Object.assign(LiteGraph.createNode('LoraLoader'), { title: 'the list' }))")
-    listed = "app.graph.nodes.find(node => node.title === 'the list').widgets[0].options.values.some(name => name.includes('from_page'))"
+    page.evaluate("name => { app.graph.nodes.find(node => node.type === 'PalpTrainLora').widgets.find(w => w.name === 'name').value = name; }", name)
+    listed = f"app.graph.nodes.find(node => node.title === 'the list').widgets[0].options.values.some(file => file.includes('{name}'))"
     assert not page.evaluate(listed)
     page.evaluate("app.queuePrompt(0)")
     page.wait_for_function(listed, timeout=120_000)
