@@ -87,7 +87,9 @@ def run_demo(space: Workspace, rest: Sequence[str]) -> int:
 def run_tests(space: Workspace, rest: Sequence[str]) -> int:
     """Run pytest with the arguments ``rest``."""
     ensure_demo_files(space)
-    variables = {"COMFYUI_PATH": str(space.comfyui), "PALP_DEV_DIR": str(DEV)}
+    # The tests run a server beside themselves: PyTorch's threads in two processes would starve each other if they waited by spinning.
+    waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    variables = {"COMFYUI_PATH": str(space.comfyui), "PALP_DEV_DIR": str(DEV), **waiting}
     return run([space.python, "-m", "pytest", *rest], variables)
 
 
