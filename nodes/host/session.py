@@ -13,6 +13,7 @@ from torch import nn
 from ...palp_train.errors import InputError
 from .denoiser import differentiable_attention
 from .families import family_of
+from .text_encoder import word_encoders
 from .weights import owned_weights
 
 GIB = 2**30
@@ -64,7 +65,8 @@ def training_session(model: Any, clip: Any = None, teacher: Any = None, precisio
         stack.enter_context(owned_weights(session.model.model))
         stack.enter_context(_computing_in(session.model.model, precision))
         if session.clip is not None:
-            stack.enter_context(owned_weights(session.clip.cond_stage_model))
+            learning = [encoder.transformer for _, encoder in word_encoders(session.clip)]
+            stack.enter_context(owned_weights(session.clip.cond_stage_model, upcast=learning))
             stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
         for patcher in (session.model, session.teacher):
             if patcher is not None:

@@ -29,17 +29,17 @@ def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
 def class_tokens(clip: Any, class_word: str) -> dict[str, Tensor]:
     """Token embeddings of the class word, by the key of each encoder that learns a new word; shapes (tokens, width), float32."""
     found: dict[str, Tensor] = {}
-    for tokenizer, encoder in _word_encoders(clip):
+    for tokenizer, encoder in word_encoders(clip):
         found[tokenizer.embedding_key] = _embed(encoder, tokenizer, class_word)
     return found
 
 
 def learns_words(clip: Any) -> bool:
     """Whether the CLIP has an encoder that can learn a new word; language models cannot, and T5 can where its backward pass fits memory."""
-    return bool(_word_encoders(clip))
+    return bool(word_encoders(clip))
 
 
-def _word_encoders(clip: Any) -> list[tuple[Any, Any]]:
+def word_encoders(clip: Any) -> list[tuple[Any, Any]]:
     """(tokenizer, encoder) of each text encoder that learns new words."""
     pairs = [(tokenizer, _encoder_of(clip.cond_stage_model, name)) for name, tokenizer in _tokenizers(clip.tokenizer).items()]
     return [(tokenizer, encoder) for tokenizer, encoder in pairs if isinstance(encoder, comfy.sd1_clip.SDClipModel) and _learns(encoder, clip.patcher)]

@@ -1,6 +1,6 @@
 """The host's weights, made fit for autograd without a copy, and given back as they were."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,24 @@ def frozen_alias(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def owned_weights(module: nn.Module) -> Generator[None, None, None]:
+def owned_weights(module: nn.Module, upcast: Iterable[nn.Module] = ()) -> Generator[None, None, None]:
     """Within: every parameter and buffer is an ordinary tensor that needs no gradient; after: the host's own objects again.
 
     Only the tensor objects are exchanged. Their memory is shared, and nothing writes to it.
+
+    Args:
+        module: whose weights are exchanged.
+        upcast: parts of it that compute in float32 whatever their weights are kept in. These get float32 copies for the time being: cast at
+            every use, autograd would keep just such a copy of each weight until the backward pass, and make it anew in every step.
     """
+    in_float32 = {id(parameter) for part in upcast for parameter in part.parameters() if parameter.is_floating_point()}
     originals = [(table, name, tensor) for table in _tensor_tables(module) for name, tensor in table.items() if tensor is not None]
     aliases: dict[int, Tensor] = {}
     try:
         for table, name, tensor in originals:
             if id(tensor) not in aliases:  # tied weights stay tied
                 alias = frozen_alias(tensor)
+                alias = alias.float() if id(tensor) in in_float32 else alias
                 aliases[id(tensor)] = nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
             table[name] = aliases[id(tensor)]
         yield

@@ -200,3 +200,22 @@ if can_leave_weights_on_disk():
         (dynamic.model if name == "model" else dynamic.clip.patcher).cached_patcher_init = None
         with pytest.raises(errors.InputError, match=rf"^{name}: .*stock loader"):
             module.run(short_job(pack, dynamic))
+
+
+def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_being(pack, output):
+    """Their weights are kept in half precision; the gradient is that of weights cast at every use."""
+    import tiny_models
+
+    session, text = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("session", "text_encoder"))
+    models = tiny_models.sd15()
+    with torch.inference_mode():
+        models.clip.cond_stage_model.half()
+        before = everything(models)
+        expected = models.clip.encode_from_tokens(models.clip.tokenize("a cat"))
+    with session.training_session(models.model, models.clip) as held:
+        assert {p.dtype for p in held.clip.cond_stage_model.clip_l.transformer.parameters()} == {torch.float32}
+        with torch.no_grad():
+            found = text.HostTextEncoder(held.clip, [])("a cat")["cross_attn"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert everything(models)[1] == before[1]
+    assert {p.dtype for p in models.clip.cond_stage_model.parameters()} == {torch.float16}
