@@ -3,6 +3,7 @@
     python dev.py demo     train and sample through a real ComfyUI server, headless; results in .dev/demo
     python dev.py test     all tests; -k, -m, paths and the like are handed to pytest
     python dev.py serve    ComfyUI with its web page (--port N); what follows -- is handed to ComfyUI
+    python dev.py bench    speed and memory side by side with the host's own trainer; JSON in .dev/bench
     python dev.py check    format, style and types
 
 It needs nothing but Python and pip. What it installs or makes goes into .dev/ beside this file.
@@ -93,6 +94,14 @@ def run_tests(space: Workspace, rest: Sequence[str]) -> int:
     return run([space.python, "-m", "pytest", *rest], variables)
 
 
+def run_bench(space: Workspace, rest: Sequence[str]) -> int:
+    """Measure speed and memory side by side with the host's own trainer; JSON into ``.dev/bench``."""
+    ensure_demo_files(space)
+    places = ("--comfyui", space.comfyui, "--base", space.base, "--out", DEV / "bench")
+    # The contenders have a thread each, whose helpers would starve each other if they waited by spinning.
+    return run([space.python, "-m", "bench.run", *places, *rest], {"OMP_WAIT_POLICY": "PASSIVE"})
+
+
 def serve(space: Workspace, rest: Sequence[str]) -> int:
     """Start ComfyUI with its web page; arguments other than ``--port`` are ComfyUI's."""
     parser = argparse.ArgumentParser(prog="dev.py serve", allow_abbrev=False, add_help=False)
@@ -115,6 +124,7 @@ COMMANDS: dict[str, Callable[[Workspace, Sequence[str]], int]] = {
     "demo": run_demo,
     "test": run_tests,
     "serve": serve,
+    "bench": run_bench,
     "check": check,
 }
 

@@ -1,0 +1,146 @@
+"""The loops that are compared: ours, the host's own trainer, and diffusers with peft, on one architecture, rank, batch and precision."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACK = "palp_pack"
+RANK = 32
+LEARNING_RATE = 5e-5
+STEPS = 100_000  # more than anyone waits for: the bench stops asking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What a checkpoint loader gives."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+def load_pack(root: Path) -> None:
+    """Load the pack from its folder, as the host does."""
+    spec = importlib.util.spec_from_file_location(PACK, root / "__init__.py", submodule_search_locations=[str(root)])
+    assert spec and spec.loader
+    sys.modules[PACK] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[PACK])
+
+
+def narrow_sd15(checkpoint: Path) -> Models:
+    """The demo's checkpoint, as the stock loader loads it."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=True, output_clip=True)
+    return Models(model=model, clip=clip, vae=vae)
+
+
+def ours(models: Models, side: int, *, method: str, subjects: int = 1, **train: Any) -> Callable[[], object]:
+    """Our training run on latents of that side."""
+    part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
+    config, prompts, pictures, training = (part(name) for name in ("palp_train.config", "palp_train.prompts", "nodes.host.pictures", "nodes.host.training"))
+    words = [f"[V{number}]" for number in range(subjects)]
+    taught = [prompts.Subject(placeholder=word, personalization_prompt=f"a photo of {word}") for word in words]
+    pixels = side * int(models.vae.spacial_compression_encode())
+    image = torch.rand(pixels, pixels, 3, generator=torch.Generator().manual_seed(0))
+    job = training.Job(
+        model=models.model,
+        clip=models.clip,
+        vae=models.vae,
+        subjects=[pictures.SubjectPictures(subject=subject, images=(image,)) for subject in taught],
+        prompts=prompts.prompt_set(taught, f"a sketch of {' and '.join(words)} in Paris"),
+        train=config.TrainConfig(
+            **{"steps": STEPS, "rank": RANK, "learning_rate": LEARNING_RATE, "resolution": pixels, "gradient_checkpointing": "off"} | train
+        ),
+        loss=config.LossConfig(method=method),
+    )
+    return lambda: training.run(job)
+
+
+def hosts(models: Models, latent: torch.Tensor, *, checkpointing: bool) -> Callable[[], object]:
+    """The host's own TrainLoraNode on two such latents: it fails on a single one."""
+    import comfy_extras.nodes_train
+    from comfy_api.latest import io
+
+    node = comfy_extras.nodes_train.TrainLoraNode
+    with torch.inference_mode():
+        conditioning = models.clip.encode_from_tokens_scheduled(models.clip.tokenize("a photo of a cat"))
+    wanted = {
+        "model": models.model,
+        "latents": None,
+        "positive": conditioning,
+        "steps": STEPS,
+        "rank": RANK,
+        "learning_rate": LEARNING_RATE,
+        "optimizer": "Adam",
+        "training_dtype": "fp32",
+        "lora_dtype": "fp32",
+        "gradient_checkpointing": checkpointing,
+    }
+    # Versions differ in their inputs: what we do not set keeps its default.
+    inputs: list[Any] = node.define_schema().inputs
+    given = {i.id: [wanted[i.id] if i.id in wanted else getattr(i, "default", None)] for i in inputs if isinstance(i, io.Input)}
+    given["latents"] = [{"samples": latent}, {"samples": latent.clone()}]
+    return lambda: node.execute(**given)
+
+
+def diffusers_plain(models: Models, side: int) -> Callable[[], object]:
+    """The step of diffusers' DreamBooth-LoRA script on its own UNet of the same shape and weights, the text encoded beforehand."""
+    import comfy.utils
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from peft import LoraConfig
+
+    network = models.model.model.diffusion_model
+    channels = models.model.model.model_config.unet_config["model_channels"]
+    blocks: dict[str, Any] = dict(down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2, layers_per_block=1)
+    unet = UNet2DConditionModel(sample_size=side, block_out_channels=(channels, 2 * channels), cross_attention_dim=768, attention_head_dim=8, **blocks)
+    names, weights = comfy.utils.unet_to_diffusers(models.model.model.model_config.unet_config), network.state_dict()
+    with torch.inference_mode(False):
+        unet.load_state_dict({key: weights[names[key]].clone().float() for key in unet.state_dict()})
+    unet.requires_grad_(False).to(models.model.load_device)
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+
+    def loop() -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            device = models.model.load_device
+            latent, text = torch.randn(1, 4, side, side, device=device), torch.randn(1, 77, 768, device=device)
+            trained = [p for p in unet.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
+            signal = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, device=device) ** 2, dim=0)
+            for _ in range(STEPS):
+                time, noise = torch.randint(0, 1000, (1,), device=device), torch.randn_like(latent)
+                noised = signal[time].sqrt() * latent + (1 - signal[time]).sqrt() * noise
+                loss = torch.nn.functional.mse_loss(unet(noised, time, text).sample.float(), noise)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    return loop
+
+
+def forward(models: Models, side: int) -> Callable[[], None]:
+    """One no-gradient forward pass of the network at batch 1, the unit of the method's floor."""
+    import comfy.model_management
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    options = {"optimized_attention_override": lambda _attention, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+    device = models.model.load_device
+
+    def once() -> None:
+        with torch.inference_mode():
+            latent, text = torch.randn(1, 4, side, side, device=device), torch.randn(1, 77, 768, device=device)
+            models.model.model.apply_model(latent, torch.tensor([1.0], device=device), c_crossattn=text, transformer_options=options)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([models.model])
+    return once
