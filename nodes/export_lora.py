@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..palp_train.checkpoint import PalpLora, write_checkpoint
 from ..palp_train.config import check_value
 from .host.exports import bundle_tensors, diffusers_tensors, kohya_tensors, word_names
-from .host.files import check_name, embedding_folder, lora_folder
+from .host.files import check_name, embedding_folder, write_lora
 from .sockets import PalpLoraType
 
 FORMATS = ("kohya + embedding", "a1111 bundle", "diffusers")
@@ -51,10 +51,10 @@ def export(palp_lora: PalpLora, format: str, name: str) -> tuple[Path, list[str]
     """Write the files; the LoRA's path, and what to tell the user of each."""
     metadata, names = {k: v for k, v in palp_lora.metadata.items() if not k.startswith("palp.")}, word_names(list(palp_lora.words), name)
     if format == "a1111 bundle":
-        path = write_checkpoint(lora_folder(), name, bundle_tensors(palp_lora, names), metadata)
+        path = write_lora(name, bundle_tensors(palp_lora, names), metadata)
         return path, [f"LoRA and words: {path}", *(f"{placeholder}: write {word} for it in a prompt of A1111's" for placeholder, word in names.items())]
     tensors = diffusers_tensors(palp_lora) if format == "diffusers" else kohya_tensors(palp_lora.lora)
-    path = write_checkpoint(lora_folder(), name, tensors, metadata)
+    path = write_lora(name, tensors, metadata)
     said = [f"LoRA: {path}"]
     for word in palp_lora.words:
         vectors = {encoder: v.contiguous() for encoder, v in word.vectors.items()}

@@ -5,10 +5,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..palp_train.checkpoint import PalpLora, write_checkpoint
+from ..palp_train.checkpoint import PalpLora
 from ..palp_train.config import LossConfig, TrainConfig
 from ..palp_train.prompts import prompt_set
-from .host.files import check_name, listed_name, lora_folder
+from .host.files import check_name, listed_name, write_lora
 from .host.metadata import describe
 from .host.pictures import SubjectPictures
 from .host.training import Job, Outcome, run
@@ -107,5 +107,5 @@ class PalpTrainLora(io.ComfyNode):
 def save(job: Job, outcome: Outcome, name: str) -> PalpLora:
     """The result, on disk as a new file that the host's LoRA loaders list."""
     made = PalpLora(lora=outcome.lora, words=outcome.words, metadata=describe(job, outcome, name), file="")
-    path = write_checkpoint(lora_folder(), name, made.tensors(), made.metadata)
+    path = write_lora(name, made.tensors(), made.metadata)
     return replace(made, file=listed_name(path))

@@ -29,13 +29,21 @@ def activations_kept(module: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def activations_counted(module: nn.Module, sizes: dict[int, int]) -> Generator[None, None, None]:
-    """Within: what autograd saves beside the module's own weights is noted in ``sizes``: bytes, by the memory that they lie in."""
+def activations_counted(module: nn.Module, sizes: dict[int, int], *, copied: bool) -> Generator[None, None, None]:
+    """Within: what autograd saves beside the module's own weights is noted in ``sizes``: bytes, by the memory that they lie in.
+
+    Args:
+        module: whose weights do not count.
+        sizes: filled here.
+        copied: whether every saved tensor is to be counted by itself, as ``activations_kept`` would copy it.
+    """
     weights = _weight_memory(module)
 
     def note(tensor: Tensor) -> Tensor:
         memory = tensor.untyped_storage()
-        if memory.data_ptr() not in weights:
+        if memory.data_ptr() not in weights and copied:
+            sizes[len(sizes)] = tensor.nbytes
+        elif memory.data_ptr() not in weights:
             sizes[memory.data_ptr()] = memory.nbytes()
         return tensor
 
@@ -84,11 +92,14 @@ def _recomputed(block: nn.Module, write_in_place: bool) -> Generator[None, None,
 def _run_recomputed(block: nn.Module, forward: Callable[..., Any], write_in_place: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaves, inputs_as = pytree.tree_flatten((args, kwargs))
     places = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors = [leaves[place] for place in places]
+    for place in places:
+        leaves[place] = None  # autograd alone is to keep the inputs, until the backward pass
     outputs_as: list[Any] = []
 
-    def run(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    def run(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
+        for place, tensor in zip(places, inputs, strict=True):
             filled[place] = tensor.clone()  # the block may write to it
         given, named = pytree.tree_unflatten(filled, inputs_as)
         outputs, how = pytree.tree_flatten(forward(*given, **named))
@@ -97,7 +108,7 @@ def _run_recomputed(block: nn.Module, forward: Callable[..., Any], write_in_plac
 
     keeping = (lambda: activations_kept(block)) if write_in_place else nullcontext
     # The first tensor makes the result need a gradient where no input does: the block's own parameters may.
-    outputs = _Recompute.apply(run, keeping, torch.empty(0, requires_grad=True), *(leaves[place] for place in places))
+    outputs = _Recompute.apply(run, keeping, torch.empty(0, requires_grad=True), *tensors)
     return pytree.tree_unflatten(list(outputs), outputs_as[0])
 
 

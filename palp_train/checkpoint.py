@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     return safetensors.torch.load_file(path)  # pyright: ignore[reportUnknownMemberType]  # of its PathLike
 
 
-def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], others: Iterable[Path] = ()) -> Path:
     """Write ``<folder>/<name>_<counter>.safetensors``, a new file, whole or not at all.
 
     The counter follows the highest that is there. The temporary file is created exclusively before its final name is looked at, so
@@ -92,12 +92,13 @@ def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], met
         name: a plain file name without its ending.
         tensors: what to write.
         metadata: strings for the header.
+        others: more folders in which the name must be new, because a loader would look there too.
 
     Returns:
         The file's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counter = _highest_counter(folder, name) + 1
+    counter = max(_highest_counter(each, name) for each in (folder, *(other for other in others if other.is_dir()))) + 1
     while True:
         final = folder / f"{name}_{counter:05}.safetensors"
         partial = final.with_suffix(".safetensors.partial")

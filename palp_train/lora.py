@@ -25,8 +25,12 @@ class Lora:
         self.layers = layers
         self.rank = rank
         self._rows: list[str] | None = None
-        for layer in layers.values():
-            layer.register_forward_pre_hook(self._name_adapters, with_kwargs=True)
+        self._hooks = [layer.register_forward_pre_hook(self._name_adapters, with_kwargs=True) for layer in layers.values()]
+
+    def release(self) -> None:
+        """Let go of the layers: they and their parameters would otherwise hold each other until the next garbage collection."""
+        for hook in self._hooks:
+            hook.remove()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The down and up matrices of every layer, float32."""
@@ -74,12 +78,15 @@ def injected_lora(network: nn.Module, targets: Iterable[str], rank: int, generat
     paths = list(targets)
     originals = {path: network.get_submodule(path) for path in paths}
     trained_before = [parameter for parameter in network.parameters() if parameter.requires_grad]  # peft freezes them
+    lora = Lora({}, rank)
     try:
         layers = _inject(network, paths, rank)
         for layer in layers.values():
             _initialize(layer, generator)
-        yield Lora(layers, rank)
+        lora = Lora(layers, rank)
+        yield lora
     finally:
+        lora.release()
         for path, original in originals.items():
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, original)

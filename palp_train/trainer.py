@@ -124,6 +124,7 @@ def train(
             if not torch.isfinite(total):
                 raise UnstableTrainingError(step, part.sigma)
             parts.append(part.detached())
+            del part, total  # and with them the graph, before the next one is built
         sigma = max(part.sigma for part in parts)
         norm = _gradient_norm(optimizer, scaler)
         if not (scaler.is_enabled() or norm.isfinite()):

@@ -21,15 +21,16 @@ def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
     method, losses, config = part("palp_train.denoiser"), part("palp_train.losses"), part("palp_train.config")
     subject = part("palp_train.prompts").Subject()
     generator = torch.Generator().manual_seed(3)
-    with session.training_session(models.model, models.clip) as held:
+    learned = text.learned_encoders(models.clip, models.model)
+    with session.training_session(models.model, models.clip, learned=learned) as held:
         network = held.model.model.diffusion_model
         with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, generator) as lora:
             for _, up in lora_pairs(lora):
                 up.data.normal_(0, 0.1, generator=generator)  # zero ups would make the downs' gradients zero
             word = None
-            if text.learns_words(held.clip):
+            if learned:
                 with torch.no_grad():
-                    word = part("palp_train.embedding").trainable_word(subject, text.class_tokens(held.clip, "striped cat"), vectors)
+                    word = part("palp_train.embedding").trainable_word(subject, text.class_tokens(held.clip, "striped cat", learned), vectors)
             encode = text.HostTextEncoder(held.clip, [word] if word else [])
             settings = config.TrainConfig(gradient_checkpointing=checkpointing)
             with training.trainable_denoiser(held.model, lora, settings, encode, []) as (estimate, _):

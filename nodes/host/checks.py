@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_management
 import torch
 
 from ...palp_train.denoiser import Denoiser, Query, TextEncoder
@@ -12,20 +13,30 @@ from .denoiser import parametrization_of
 from .families import family_of
 
 
+def require(name: str, value: Any, advice: str) -> None:
+    """Return quietly if the host gave something for the input ``name``.
+
+    Raises:
+        InputError: it gave None, as its loaders do where a checkpoint lacks a part.
+    """
+    if value is None:
+        raise InputError(name, f"there is none: the checkpoint may lack it. {advice}")
+
+
 @torch.no_grad()
-def refuse_foreign_clip(denoiser: Denoiser, text_encoder: TextEncoder, picture: Picture) -> None:
+def refuse_foreign_clip(denoiser: Denoiser, text_encoder: TextEncoder, prompt: str, picture: Picture, name: str = "clip") -> None:
     """Return quietly if the model can read what the CLIP writes.
 
     Raises:
         InputError: it cannot: the CLIP belongs to another family, of which the host only says something about shapes.
     """
-    conditioning = text_encoder(picture.prompt)
+    conditioning = text_encoder(prompt)
     try:
-        denoiser(picture.latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=True)])
-    except torch.OutOfMemoryError:
-        raise
+        denoiser(picture.latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=False)])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError("clip", f"the model cannot read what it writes ({_first_line(error)}). Use the CLIP that belongs to this model.") from error
+        if is_out_of_memory(error):
+            raise
+        raise InputError(name, f"the model cannot read what it writes ({_first_line(error)}). Use the CLIP that belongs to this model.") from error
 
 
 def refuse_small_pictures(model: Any, pictures: Sequence[Picture], resolution: int) -> None:
@@ -47,6 +58,9 @@ def refuse_foreign_teacher(student: Any, teacher: Any) -> None:
     """
     if teacher is None:
         return
+    if teacher.model is student.model:
+        raise InputError("teacher_model", "it is the model itself, perhaps with patches, and they share their weights. Disconnect it, or load another model.")
+    family_of(teacher.model, "teacher_model")
     ours, theirs = student.model.latent_format, teacher.model.latent_format
     if type(ours) is not type(theirs) or ours.scale_factor != theirs.scale_factor:
         raise InputError(
@@ -58,6 +72,12 @@ def refuse_foreign_teacher(student: Any, teacher: Any) -> None:
     kinds = [parametrization_of(p.get_model_object("model_sampling"), name) for p, name in ((student, "model"), (teacher, "teacher_model"))]
     if not torch.equal(kinds[0].signal_scale(sigma), kinds[1].signal_scale(sigma)):
         raise InputError("teacher_model", "noise enters its pictures in another way than the model's (one is a flow, the other is not). Use a teacher alike.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, by the host's own word where it has one."""
+    own = getattr(comfy.model_management, "is_oom", None)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or bool(own and own(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What was learned, by the names that other programs know."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def bundle_tensors(palp_lora: PalpLora, names: Mapping[str, str]) -> dict[str, T
 
 def word_names(words: list[WordEmbedding], name: str) -> dict[str, str]:
     """A name of plain characters for each placeholder: ``name``, numbered where there are several words."""
-    plain = name.replace(".", "_")  # a dot ends the name in a bundle
+    plain = re.sub(r"[^\w-]", "_", name)  # spaces, brackets and dots end a name in prompts or in a bundle
     return {word.placeholder: plain if len(words) == 1 else f"{plain}-{number}" for number, word in enumerate(words, start=1)}
 
 

@@ -47,8 +47,8 @@ _FAMILIES = {  # by the host's class; classes derived from these take other inpu
 }
 
 
-def family_of(model: Any) -> Family:
-    """The family of one of the host's BaseModels.
+def family_of(model: Any, name: str = "model") -> Family:
+    """The family of one of the host's BaseModels, which came in through the input ``name``.
 
     Raises:
         InputError: we do not train such models; the text says which we do.
@@ -57,7 +57,7 @@ def family_of(model: Any) -> Family:
     if family is None or model.model_config.unet_config.get("in_channels", model.latent_format.latent_channels) not in _plain_channels(model):
         known = ", ".join(dict.fromkeys(f.title for f in (_STABLE_DIFFUSION_1, _STABLE_DIFFUSION_2, *_FAMILIES.values())))
         raise InputError(
-            "model",
+            name,
             f"{_kind(model)} cannot be trained: PALP trains text-to-image models that take nothing but a prompt. Use one of these families: {known}.",
         )
     return family

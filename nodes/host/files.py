@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import folder_paths
+from torch import Tensor
 
-from ...palp_train.checkpoint import FORMAT_KEY, PalpLora, read_checkpoint, read_metadata
+from ...palp_train.checkpoint import FORMAT_KEY, PalpLora, read_checkpoint, read_metadata, write_checkpoint
 from ...palp_train.errors import InputError
 
 SUBFOLDER = "palp"
@@ -47,6 +49,12 @@ def lora_folder() -> Path:
     listed = [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
     preferred = Path(folder_paths.get_output_directory()) / "loras"
     return (preferred if preferred in listed else listed[0]) / SUBFOLDER
+
+
+def write_lora(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write a new file into ``lora_folder`` whose listed name is new in all of the host's ``loras`` folders; its path."""
+    everywhere = [Path(folder) / SUBFOLDER for folder in folder_paths.get_folder_paths("loras")]
+    return write_checkpoint(lora_folder(), name, tensors, metadata, everywhere)
 
 
 def embedding_folder() -> Path:

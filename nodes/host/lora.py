@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import comfy.lora
 import comfy.model_base
 import comfy.sd
 import comfy.utils
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ...palp_train.checkpoint import PalpLora
+from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora
+from .checks import require
+from .exports import FAMILY_KEY
 from .families import family_of
 from .text_encoder import clip_with_words
 
@@ -43,6 +47,16 @@ def _diffusers_paths(model: Any) -> dict[str, str]:
 
 
 def apply_lora(model: Any, clip: Any, palp_lora: PalpLora, strength: float) -> tuple[Any, Any]:
-    """Clones of MODEL, with the LoRA, and CLIP, with the new words; those given are untouched."""
+    """Clones of MODEL, with the LoRA, and CLIP, with the new word; those given are untouched.
+
+    Raises:
+        InputError: the LoRA has no layer in common with the model, or there is no CLIP.
+    """
+    require("model", model, "Connect the model that the LoRA was trained on.")
+    require("clip", clip, "Connect the CLIP that belongs to the model.")
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    if not any(name.removesuffix(".lora_up.weight") in known for name in palp_lora.lora if name.endswith(".lora_up.weight")):
+        trained = palp_lora.metadata.get(FAMILY_KEY, "another family")
+        raise InputError("model", f"it is a {type(model.model).__name__} model, and {palp_lora.file} was trained on {trained}: they have no layer in common.")
     patched, _ = comfy.sd.load_lora_for_models(model, None, dict(palp_lora.lora), strength, 0)
     return patched, clip_with_words(clip, palp_lora.words)

@@ -13,6 +13,7 @@ from ...palp_train.denoiser import Query, TextEncoder
 from ...palp_train.lora import Lora
 from ...palp_train.trainer import Picture
 from .denoiser import HostDenoiser
+from .families import family_of
 
 SMALL, LARGER = 36, 52
 """Sides of the latents that are tried: no family's network is too coarse for them, and together they cost a fraction of a step."""
@@ -43,7 +44,8 @@ def activation_bytes(patcher: Any, lora: Lora, text_encoder: TextEncoder, pictur
 
 def _kept(patcher: Any, lora: Lora, text_encoder: TextEncoder, picture: Picture, latent: Tensor) -> int:
     network, sizes = patcher.model.diffusion_model, {}
-    denoiser = HostDenoiser(patcher, lora, lambda: activations_counted(network, sizes))
+    in_place = family_of(patcher.model).writes_in_place
+    denoiser = HostDenoiser(patcher, lora, lambda: activations_counted(network, sizes, copied=in_place))
     with torch.no_grad():
         conditioning = text_encoder(picture.prompt)
     kept = denoiser(latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=True)])

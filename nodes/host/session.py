@@ -1,6 +1,6 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from ...palp_train.errors import InputError
 from .denoiser import differentiable_attention
 from .families import family_of
-from .text_encoder import word_encoders
+from .text_encoder import learning_transformers
 from .weights import owned_weights
 
 GIB = 2**30
@@ -38,7 +38,9 @@ class Session:
 
 
 @contextmanager
-def training_session(model: Any, clip: Any = None, teacher: Any = None, precision: str = "auto") -> Generator[Session, None, None]:
+def training_session(
+    model: Any, clip: Any = None, teacher: Any = None, precision: str = "auto", learned: Collection[str] = ()
+) -> Generator[Session, None, None]:
     """Within: autograd works through the user's models. After, also on an error or a cancel: they are as they were.
 
     Args:
@@ -46,6 +48,7 @@ def training_session(model: Any, clip: Any = None, teacher: Any = None, precisio
         clip: the graph's CLIP; None if its text encoders are not trained through.
         teacher: another MODEL that is to be loaded as well.
         precision: what the model computes in, "auto" for what the host chose.
+        learned: keys of the text encoders that learn, see ``text_encoder.learned_encoders``.
 
     Raises:
         InputError: the model cannot be trained, or does not fit into memory whole.
@@ -54,9 +57,7 @@ def training_session(model: Any, clip: Any = None, teacher: Any = None, precisio
     session = Session(model=_private(model, "model"), clip=clip and _private_clip(clip), teacher=teacher and teacher.clone())
     loaded = {"model": session.model, "clip": session.clip and session.clip.patcher, "teacher_model": session.teacher}
     patchers = {name: patcher for name, patcher in loaded.items() if patcher is not None}
-    with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
-        comfy.model_management.load_models_gpu(list(patchers.values()), force_full_load=True)
-    _refuse_partly_loaded(patchers)
+    _load(patchers)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -65,8 +66,7 @@ def training_session(model: Any, clip: Any = None, teacher: Any = None, precisio
         stack.enter_context(owned_weights(session.model.model))
         stack.enter_context(_computing_in(session.model.model, precision))
         if session.clip is not None:
-            learning = [encoder.transformer for _, encoder in word_encoders(session.clip)]
-            stack.enter_context(owned_weights(session.clip.cond_stage_model, upcast=learning))
+            stack.enter_context(owned_weights(session.clip.cond_stage_model, upcast=learning_transformers(session.clip, learned)))
             stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
         for patcher in (session.model, session.teacher):
             if patcher is not None:
@@ -125,6 +125,26 @@ def _private_clip(clip: Any) -> Any:
     clone.patcher = _private(clip.patcher, "clip")
     clone.cond_stage_model = clone.patcher.model
     return clone
+
+
+def _load(patchers: Mapping[str, Any]) -> None:
+    """Load all of them whole, whatever else has to leave.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    try:
+        with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
+            # Asking for more than there is makes the host unload everything else first: training needs the room.
+            comfy.model_management.load_models_gpu(list(patchers.values()), memory_required=1e20, force_full_load=True)
+    except torch.cuda.OutOfMemoryError as error:
+        comfy.model_management.unload_all_models()
+        sizes = ", ".join(f"{name} {patcher.model_size() / GIB:.1f} GiB" for name, patcher in patchers.items())
+        raise InputError(
+            "model", f"what training needs does not fit onto {patchers['model'].load_device} together: {sizes}. {_largest_saving(patchers)}"
+        ) from error
+    # A dynamic patcher loads weights as they are used; only a teacher may be one, since it only runs forward.
+    _refuse_partly_loaded({name: patcher for name, patcher in patchers.items() if not getattr(patcher, "is_dynamic", lambda: False)()})
 
 
 def _refuse_partly_loaded(patchers: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The host's CLIP with new words in it: for training, and for every stock node after Apply PALP LoRA."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import comfy.clip_model
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ...palp_train.activations import activations_kept
 from ...palp_train.embedding import WordEmbedding
+from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
 
 
@@ -26,23 +27,32 @@ def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
     return clone
 
 
-def class_tokens(clip: Any, class_word: str) -> dict[str, Tensor]:
-    """Token embeddings of the class word, by the key of each encoder that learns a new word; shapes (tokens, width), float32."""
-    found: dict[str, Tensor] = {}
-    for tokenizer, encoder in word_encoders(clip):
-        found[tokenizer.embedding_key] = _embed(encoder, tokenizer, class_word)
-    return found
+def learned_encoders(clip: Any, model: Any) -> frozenset[str]:
+    """Keys of the text encoders that learn new words: every CLIP, and each T5 whose backward pass fits into memory beside the model.
+
+    Ask once for a run: what fits changes as models are loaded. Language models learn no words.
+    """
+    return frozenset(tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if _learns(encoder, clip.patcher, model))
 
 
-def learns_words(clip: Any) -> bool:
-    """Whether the CLIP has an encoder that can learn a new word; language models cannot, and T5 can where its backward pass fits memory."""
-    return bool(word_encoders(clip))
+def learning_transformers(clip: Any, learned: Collection[str]) -> list[nn.Module]:
+    """The networks of the encoders with these keys."""
+    return [encoder.transformer for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key in learned]
 
 
-def word_encoders(clip: Any) -> list[tuple[Any, Any]]:
-    """(tokenizer, encoder) of each text encoder that learns new words."""
+def class_tokens(clip: Any, class_word: str, learned: Collection[str]) -> dict[str, Tensor]:
+    """Token embeddings of the class word, by the key of each encoder that learns; shapes (tokens, width), float32.
+
+    Raises:
+        InputError: an encoder sees nothing in the class word.
+    """
+    return {t.embedding_key: _embed(encoder, t, class_word) for t, encoder in _encoders(clip) if t.embedding_key in learned}
+
+
+def _encoders(clip: Any) -> list[tuple[Any, Any]]:
+    """(tokenizer, encoder) of each text encoder."""
     pairs = [(tokenizer, _encoder_of(clip.cond_stage_model, name)) for name, tokenizer in _tokenizers(clip.tokenizer).items()]
-    return [(tokenizer, encoder) for tokenizer, encoder in pairs if isinstance(encoder, comfy.sd1_clip.SDClipModel) and _learns(encoder, clip.patcher)]
+    return [(tokenizer, encoder) for tokenizer, encoder in pairs if isinstance(encoder, comfy.sd1_clip.SDClipModel)]
 
 
 def _encoder_of(encoders: Any, name: str) -> Any:
@@ -50,25 +60,27 @@ def _encoder_of(encoders: Any, name: str) -> Any:
     return getattr(encoders, name, None) or getattr(encoders, name.removeprefix("clip_"), None)
 
 
-def _learns(encoder: Any, patcher: Any) -> bool:
+def _learns(encoder: Any, patcher: Any, model: Any) -> bool:
     if isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
         return True
-    return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher)
+    return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher, model)
 
 
-def _backward_fits(transformer: nn.Module, patcher: Any) -> bool:
-    """Whether a backward pass through a text encoder that computes in float32 fits beside its weights.
+def _backward_fits(transformer: nn.Module, patcher: Any, model: Any) -> bool:
+    """Whether a backward pass through a text encoder that computes in float32 fits beside everything that training loads.
 
-    Each layer then keeps a float32 copy of its weights, unless they are of that kind already, and activations: generously, an eighth more.
+    It takes a float32 copy of its weights, unless they are of that kind already, and activations: generously, an eighth of that more.
     """
-    weights = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
-    still_to_load = patcher.model_size() - patcher.loaded_size()
+    copies = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
     activations = sum(p.numel() * 4 for p in transformer.parameters()) / 8
-    return weights + activations + still_to_load < comfy.model_management.get_free_memory(patcher.load_device)
+    still_to_load = sum(max(0, p.model_size() - p.loaded_size()) for p in (patcher, model))
+    return copies + activations + still_to_load < comfy.model_management.get_free_memory(patcher.load_device)
 
 
 def _embed(encoder: Any, tokenizer: Any, text: str) -> Tensor:
     tokens = [token for section in tokenizer.tokenize_with_weights(text, return_word_ids=True) for token, _, word in section if word != 0]
+    if not tokens or not all(isinstance(token, int) for token in tokens):
+        raise InputError("class_word", f'"{text}" means nothing to the text encoder. Name what the subject is in plain words, for example "cat".')
     table = encoder.transformer.get_input_embeddings()
     return table(torch.tensor(tokens, device=table.weight.device), out_dtype=torch.float32)
 

@@ -1,10 +1,11 @@
 """One training run on the host's objects, from pictures to a file."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -13,10 +14,11 @@ from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from ...palp_train.config import LossConfig, TrainConfig
 from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
+from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora, injected_lora
 from ...palp_train.prompts import PromptSet
 from ...palp_train.trainer import Picture, StepReport, Task, Teacher, train
-from .checks import refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures
+from .checks import is_out_of_memory, refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
 from .denoiser import HostDenoiser, parametrization_of
 from .families import adapted_layers, family_of, trainable_blocks
 from .lora import named_tensors
@@ -24,7 +26,7 @@ from .memory import training_needs_checkpointing
 from .pictures import SubjectPictures, encode_pictures, mask_weight
 from .progress import Meter, Progress
 from .session import Session, refuse_untrainable, training_session
-from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, learns_words
+from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, learned_encoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +67,40 @@ def run(job: Job) -> Outcome:
     """Train, with progress on the node. The user's models are given back as they were, whatever happens.
 
     Raises:
-        InputError: an input cannot be used; nothing has been trained.
+        InputError: an input cannot be used, or memory ran out; nothing is kept.
         UnstableTrainingError: the loss stopped being finite.
     """
+    try:
+        return _run(job)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        comfy.model_management.unload_all_models()  # as the host does when it meets this error itself
+        raise InputError(*_memory_advice(job)) from error
+
+
+def _run(job: Job) -> Outcome:
+    require("model", job.model, "Load a checkpoint with a diffusion model.")
+    require("clip", job.clip, "Load the text encoders with Load CLIP or Dual CLIP Loader.")
+    require("vae", job.vae, "Load the model's VAE with Load VAE.")
     refuse_untrainable(job.model.model)
     parametrization_of(job.model.get_model_object("model_sampling"))
     refuse_foreign_teacher(job.model, job.teacher_model)
     pictures = _pictures(job)
     refuse_small_pictures(job.model.model, pictures, job.train.resolution)
-    with_words = job.train.word_vectors > 0 and learns_words(job.clip)
-    fixed_encoder = None if with_words else FixedTextEncoder(job.clip, {picture.prompt for picture in pictures} | _constant_prompts(job))
+    learned = learned_encoders(job.clip, job.model) if job.train.word_vectors else frozenset[str]()
+    fixed_encoder = None if learned else FixedTextEncoder(job.clip, {picture.prompt for picture in pictures} | _constant_prompts(job))
     teacher_encoder = FixedTextEncoder(job.teacher_clip or job.clip, _constant_prompts(job)) if job.teacher_model else None
-    with training_session(job.model, job.clip if with_words else None, job.teacher_model, job.train.precision) as session:
+    with training_session(job.model, job.clip if learned else None, job.teacher_model, job.train.precision, learned) as session:
         generator = torch.Generator().manual_seed(job.train.seed)
         network = session.model.model.diffusion_model
         with injected_lora(network, adapted_layers(network, job.train.layers), job.train.rank, generator) as lora:
-            words = _new_words(session, job) if with_words else []
+            words = _new_words(session, job, learned) if learned else []
             text_encoder = fixed_encoder or HostTextEncoder(session.clip, words)
             pictures = [picture.to(session.device) for picture in pictures]
-            refuse_foreign_clip(HostDenoiser(session.model, lora), text_encoder, pictures[0])
+            refuse_foreign_clip(HostDenoiser(session.model, lora), text_encoder, pictures[0].prompt, pictures[0])
+            if teacher_encoder:
+                refuse_foreign_clip(HostDenoiser(session.teacher), teacher_encoder, job.prompts.clean, pictures[0], "teacher_clip")
             with trainable_denoiser(session.model, lora, job.train, text_encoder, pictures) as (denoiser, checkpointed):
                 teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
                 task = Task(denoiser=denoiser, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
@@ -98,7 +115,7 @@ def run(job: Job) -> Outcome:
                 device=str(session.device),
                 dtype=str(denoiser.dtype).removeprefix("torch."),
                 checkpointed=checkpointed,
-                notes=_notes(job, with_words),
+                notes=_notes(job, bool(learned)),
             )
 
 
@@ -117,6 +134,16 @@ def trainable_denoiser(
         yield HostDenoiser(patcher, lora, (lambda: activations_kept(network)) if in_place else None), on
 
 
+def _memory_advice(job: Job) -> tuple[str, str]:
+    """The input to change first where memory ran out, and the sentence."""
+    settings = job.train
+    if settings.gradient_checkpointing != "on":
+        return "gradient_checkpointing", "memory ran out. Set it to on: blocks then keep only their inputs."
+    if settings.batch_size > 1:
+        return "batch_size", f"memory ran out at {settings.batch_size} pictures at once. Lower it, and raise gradient_accumulation by as much."
+    return "resolution", f"memory ran out at {settings.resolution}, with gradient checkpointing on. Lower it, or use a smaller model."
+
+
 def _steps(job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], generator: torch.Generator) -> Generator[StepReport, None, None]:
     progress = Progress(job.train.steps)
     trainable_words = [vectors for word in words for vectors in word.parameters()]
@@ -126,13 +153,13 @@ def _steps(job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], gen
 
 
 def _constant_prompts(job: Job) -> set[str]:
-    return {job.prompts.clean, job.prompts.negative, NFSD_NEGATIVE_PROMPT}
+    return {job.prompts.clean, job.prompts.negative, *([NFSD_NEGATIVE_PROMPT] if job.loss.method == "nfsd" else [])}
 
 
-def _new_words(session: Session, job: Job) -> list[WordEmbedding]:
+def _new_words(session: Session, job: Job, learned: Collection[str]) -> list[WordEmbedding]:
     with torch.no_grad():
         subjects = [taught.subject for taught in job.subjects]
-        return [trainable_word(subject, class_tokens(session.clip, subject.class_word), job.train.word_vectors) for subject in subjects]
+        return [trainable_word(subject, class_tokens(session.clip, subject.class_word, learned), job.train.word_vectors) for subject in subjects]
 
 
 def _pictures(job: Job) -> list[Picture]:

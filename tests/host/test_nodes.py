@@ -303,3 +303,59 @@ def test_weights_stored_in_half_precision_train_without_nan(nodes, errors, outpu
 
     losses = train(nodes, tiny_models.sd15(torch.float16), steps=4)[2]["loss"]
     assert all(0 < loss < 100 for loss in losses)
+
+
+@pytest.mark.parametrize("name", ["model", "clip", "vae"])
+def test_a_part_that_the_checkpoint_lacks_is_named(nodes, models, errors, output, name):
+    from dataclasses import replace
+
+    with pytest.raises(errors.InputError, match=rf"^{name}: there is none"):
+        train(nodes, replace(models, **{name: None}))
+
+
+def test_apply_without_a_clip_or_on_another_family_is_refused(nodes, models, errors, output):
+    import tiny_t5_models
+
+    palp_lora = train(nodes, models, steps=1)[0]
+    with pytest.raises(errors.InputError, match=r"^clip: there is none"):
+        nodes.ApplyPalpLora.execute(models.model, None, palp_lora, 1.0)
+    foreign = tiny_t5_models.flux()
+    with pytest.raises(errors.InputError, match=r"^model: it is a Flux model, and palp.test_00001.safetensors was trained on"):
+        nodes.ApplyPalpLora.execute(foreign.model, foreign.clip, palp_lora, 1.0)
+
+
+def test_a_class_word_in_which_the_text_encoder_sees_nothing_is_refused(nodes, models, errors, output):
+    with pytest.raises(errors.InputError, match=r'^class_word: "\(\)" means nothing'):
+        train(nodes, models, subject=subject(nodes, class_word="()"))
+
+
+def test_a_name_that_another_loras_folder_has_is_not_given_again(nodes, models, output):
+    """The host looks a listed name up in all of its folders, the first that has it wins."""
+    import folder_paths
+
+    elsewhere = output / "elsewhere"
+    folder_paths.folder_names_and_paths["loras"][0].insert(0, str(elsewhere))
+    try:
+        (elsewhere / "palp").mkdir(parents=True)
+        (elsewhere / "palp" / "test_00007.safetensors").write_bytes(b"")
+        assert train(nodes, models, steps=1)[0].file == str(Path("palp") / "test_00008.safetensors")
+    finally:
+        folder_paths.folder_names_and_paths["loras"][0].remove(str(elsewhere))
+
+
+def test_what_trained_is_freed_when_the_run_ends_without_waiting_for_a_collection(pack, nodes, models, output):
+    import gc
+    import weakref
+
+    lora, session = import_module(f"{pack.__name__}.palp_train.lora"), import_module(f"{pack.__name__}.nodes.host.session")
+    network = models.model.model.diffusion_model
+    path = next(p for p, m in network.named_modules() if p.endswith("attn1.to_q"))
+    gc.disable()
+    try:
+        with session.training_session(models.model):
+            with lora.injected_lora(network, [path], 4, torch.Generator()) as injected:
+                parameter = weakref.ref(next(injected.parameters()))
+            del injected
+            assert parameter() is None
+    finally:
+        gc.enable()

@@ -85,6 +85,29 @@ def test_an_exception_inside_the_network_gives_everything_back(training, models,
     assert torch.equal(sampled(models), picture)
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({}, "gradient_checkpointing"), ({"gradient_checkpointing": "on", "batch_size": 2}, "batch_size"), ({"gradient_checkpointing": "on"}, "resolution")],
+)
+def test_where_memory_runs_out_everything_is_given_back_and_the_error_names_what_to_change(training, models, pack, settings, name):
+    module, job = training
+    errors = import_module(f"{pack.__name__}.palp_train.errors")
+    picture, calls = sampled(models), []
+
+    def run_out(*_):
+        calls.append(1)
+        if len(calls) == 6:
+            raise torch.OutOfMemoryError("in the middle of a pass")
+
+    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(run_out)
+    try:
+        with torch.inference_mode(), pytest.raises(errors.InputError, match=rf"^{name}: memory ran out"):
+            module.run(replace(job, train=replace(job.train, **settings)))
+    finally:
+        handle.remove()
+    assert torch.equal(sampled(models), picture)
+
+
 def test_a_cancel_stops_within_a_step_and_gives_everything_back(training, models):
     import comfy.model_management as mm
 
@@ -212,7 +235,7 @@ def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_be
         models.clip.cond_stage_model.half()
         before = everything(models)
         expected = models.clip.encode_from_tokens(models.clip.tokenize("a cat"))
-    with session.training_session(models.model, models.clip) as held:
+    with session.training_session(models.model, models.clip, learned={"clip_l"}) as held:
         assert {p.dtype for p in held.clip.cond_stage_model.clip_l.transformer.parameters()} == {torch.float32}
         with torch.no_grad():
             found = text.HostTextEncoder(held.clip, [])("a cat")["cross_attn"]

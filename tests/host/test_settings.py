@@ -210,20 +210,38 @@ def test_two_subjects_with_one_placeholder_are_refused(nodes, models, errors, ou
 # Teachers
 
 
-def test_the_model_as_its_own_teacher_changes_nothing_and_another_teacher_does(nodes, models, output):
+def test_an_equal_model_as_teacher_changes_nothing_and_another_teacher_does(nodes, models, output):
     import tiny_models
 
-    taught, other = subject(nodes), tiny_models.sd15(seed=7)
+    taught, equal, other = subject(nodes), tiny_models.sd15(), tiny_models.sd15(seed=7)
     before = everything(other)
-    plain, own, foreign = (
+    plain, same, foreign = (
         train(nodes, models, subject=taught, **more)[0]
-        for more in ({}, {"teacher_model": models.model, "teacher_clip": models.clip}, {"teacher_model": other.model, "teacher_clip": other.clip})
+        for more in ({}, {"teacher_model": equal.model, "teacher_clip": equal.clip}, {"teacher_model": other.model, "teacher_clip": other.clip})
     )
-    said = [json.loads(made.metadata["palp.alignments"]) for made in (plain, own, foreign)]
-    assert said[1][0] == pytest.approx(said[0][0], rel=1e-4)  # later steps amplify the rounding of other batches
+    said = [json.loads(made.metadata["palp.alignments"]) for made in (plain, same, foreign)]
+    # Other batches round otherwise, and steps amplify that: but by the third, a LoRA of this learning rate would show in the teacher.
+    assert said[1] == pytest.approx(said[0], rel=1e-2) and said[1][0] == pytest.approx(said[0][0], rel=1e-4)
     assert all(abs(a - b) > 1e-2 for a, b in zip(said[0], said[2], strict=True))
     sampled(other)
     assert [p["bits"] for p in everything(other)[:2]] == [p["bits"] for p in before[:2]]
+
+
+def test_the_model_itself_as_teacher_is_refused_also_with_patches(nodes, models, errors, output):
+    with pytest.raises(errors.InputError, match=r"^teacher_model: it is the model itself"):
+        train(nodes, models, teacher_model=models.model.clone())
+
+
+def test_a_teacher_of_a_family_that_takes_more_than_a_prompt_is_refused_by_its_input(nodes, models, errors, output):
+    teacher = family("sd15")
+    teacher.model.model.model_config.unet_config["in_channels"] = 9
+    with pytest.raises(errors.InputError, match=r"^teacher_model: .*inpainting"):
+        train(nodes, models, teacher_model=teacher.model)
+
+
+def test_a_teacher_that_cannot_read_the_models_clip_asks_for_its_own(nodes, models, errors, output):
+    with pytest.raises(errors.InputError, match=r"^teacher_clip: the model cannot read"):
+        train(nodes, models, teacher_model=family("sd2").model)
 
 
 def test_a_teacher_over_other_latents_is_refused(nodes, models, errors, output):
@@ -375,7 +393,7 @@ def test_any_legal_settings_train_two_steps_and_give_everything_back(nodes, mode
         target_prompt="[V] by sks" if extras["chained"] else "[V]",
         clean_prompt=extras["clean"],
         loss=nodes.PalpLossConfig.execute(**loss)[0],
-        **({"teacher_model": models.model} if extras["taught"] else {}),
+        **({"teacher_model": family("sd15").model} if extras["taught"] else {}),
     )
     assert everything(models) == before
     assert len(results[2]["loss"]) == 2 and results[0].file

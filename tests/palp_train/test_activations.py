@@ -1,5 +1,6 @@
 """Gradients through blocks that write in place and run again, against the same network written without either, in float64."""
 
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -109,3 +110,13 @@ def test_recomputed_blocks_keep_less():
         return sum(saved)
 
     assert kept(lambda network: blocks_recomputed(network.blocks, write_in_place=False)) < kept(lambda _: nullcontext())
+
+
+def test_the_inputs_of_recomputed_blocks_are_freed_by_the_backward_pass():
+    network, inputs = Network(False), []
+    network.blocks[1].register_forward_pre_hook(lambda _, args: inputs.append(weakref.ref(args[0])) or None)
+    with blocks_recomputed(network.blocks, write_in_place=False):
+        loss = network(draw(1, 2, 3, 4).requires_grad_(), draw(2, 2, 5, 4))
+        assert any(one() is not None for one in inputs)
+        loss.backward()
+        assert all(one() is None for one in inputs)
