@@ -226,15 +226,15 @@ if can_leave_weights_on_disk():
 
 
 def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_being(pack, output):
-    """Their weights are kept in half precision; the gradient is that of weights cast at every use."""
+    """Their weights are kept in half precision; they encode as weights cast at every use do."""
     import tiny_models
 
     session, text = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("session", "text_encoder"))
     models = tiny_models.sd15()
     with torch.inference_mode():
         models.clip.cond_stage_model.half()
-        before = everything(models)
         expected = models.clip.encode_from_tokens(models.clip.tokenize("a cat"))
+        before = everything(models)  # the host's own loading has left its marks
     with session.training_session(models.model, models.clip, learned={"clip_l"}) as held:
         assert {p.dtype for p in held.clip.cond_stage_model.clip_l.transformer.parameters()} == {torch.float32}
         with torch.no_grad():
