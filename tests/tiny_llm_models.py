@@ -14,12 +14,11 @@ import comfy.ldm.wan.vae
 import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
-import comfy.taesd.taesd
 import comfy.text_encoders.hidream
 import sentencepiece
 import torch
 from comfy.model_management import get_torch_device
-from tiny_models import WIDTH_G, WIDTH_L, Models, _patcher, randomize
+from tiny_models import WIDTH_G, WIDTH_L, Models, _patcher, randomize, tiny_vae
 
 TEXT = 16  # width of the text encoders; their vocabularies are large
 HIDDEN, HEADS = 64, 2  # width of the denoisers
@@ -40,7 +39,7 @@ def hunyuan_dit(dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:
     pieces, vocabulary = _sentencepiece()
     options = {"hydit_clip_model_config": BERT, "mt5xl_model_config": {**T5, "vocab_size": vocabulary}}
     clip = _clip(config.clip_target(), options, seed, {"mt5xl.spiece_model": pieces})
-    return Models(model=_model(config, seed), clip=clip, vae=_taesd(4, seed))
+    return Models(model=_model(config, seed), clip=clip, vae=tiny_vae(4, seed))
 
 
 @torch.inference_mode()
@@ -81,7 +80,7 @@ def lumina2(dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:
     pieces, vocabulary = _sentencepiece(normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False)
     options = {"gemma2_2b_model_config": {**LLAMA, "vocab_size": vocabulary}}
     clip = _clip(config.clip_target(), options, seed, {"spiece_model": pieces})
-    return Models(model=_model(config, seed), clip=clip, vae=_taesd(16, seed))
+    return Models(model=_model(config, seed), clip=clip, vae=tiny_vae(16, seed))
 
 
 @torch.inference_mode()
@@ -91,7 +90,7 @@ def z_image(dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:
     special = {"rope_theta": 256.0, "ffn_dim_multiplier": 1.0, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}
     config = comfy.supported_models.ZImage(_next_dit(dim=width, n_heads=8, n_kv_heads=8, **special, dtype=dtype))
     clip = _clip(config.clip_target(), {"qwen3_4b_model_config": LLAMA}, seed)
-    return Models(model=_model(config, seed), clip=clip, vae=_taesd(16, seed))
+    return Models(model=_model(config, seed), clip=clip, vae=tiny_vae(16, seed))
 
 
 @torch.inference_mode()
@@ -127,7 +126,7 @@ def hidream(dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:
         "llama_model_config": LLAMA,
     }
     target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.hidream.HiDreamTokenizer, comfy.text_encoders.hidream.hidream_clip())
-    return Models(model=_model(comfy.supported_models.HiDream(net), seed), clip=_clip(target, options, seed), vae=_taesd(16, seed))
+    return Models(model=_model(comfy.supported_models.HiDream(net), seed), clip=_clip(target, options, seed), vae=tiny_vae(16, seed))
 
 
 def _next_dit(**special: Any) -> dict[str, Any]:
@@ -182,10 +181,6 @@ def _sentencepiece(**rules: Any) -> tuple[bytes, int]:
         **rules,
     )
     return file.getvalue(), sentencepiece.SentencePieceProcessor(model_proto=file.getvalue()).get_piece_size()
-
-
-def _taesd(channels: int, seed: int) -> Any:
-    return comfy.sd.VAE(sd=_weights(comfy.taesd.taesd.TAESD(latent_channels=channels), seed))
 
 
 def _wan_vae(seed: int) -> Any:

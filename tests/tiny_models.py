@@ -36,7 +36,7 @@ def sd15(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int =
         config.custom_operations = operations
         model = comfy.model_base.BaseModel(config, model_type=model_type or comfy.model_base.ModelType.EPS, device=get_torch_device())
         clip = _clip(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, seed)
-        return Models(model=_patcher(model, seed), clip=clip, vae=_vae(seed))
+        return Models(model=_patcher(model, seed), clip=clip, vae=tiny_vae(4, seed))
 
 
 def sd2(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int = 0) -> Models:
@@ -46,7 +46,7 @@ def sd2(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int = 
         kind = model_type or comfy.model_base.ModelType.EPS
         model = comfy.model_base.BaseModel(comfy.supported_models.SD20(unet), model_type=kind, device=get_torch_device())
         clip = _clip(comfy.text_encoders.sd2_clip.SD2Tokenizer, comfy.text_encoders.sd2_clip.SD2ClipModel, seed)
-        return Models(model=_patcher(model, seed), clip=clip, vae=_vae(seed))
+        return Models(model=_patcher(model, seed), clip=clip, vae=tiny_vae(4, seed))
 
 
 def sdxl(dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:
@@ -62,7 +62,7 @@ def sdxl(dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:
         )
         model = comfy.model_base.SDXL(comfy.supported_models.SDXL(unet), device=get_torch_device())
         clip = _clip(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel, seed)
-        return Models(model=_patcher(model, seed), clip=clip, vae=_vae(seed))
+        return Models(model=_patcher(model, seed), clip=clip, vae=tiny_vae(4, seed))
 
 
 def randomize(module: torch.nn.Module, seed: int) -> None:
@@ -114,7 +114,8 @@ def _clip(tokenizer: type, encoders: type, seed: int) -> Any:
     return clip
 
 
-def _vae(seed: int) -> Any:
-    taesd = comfy.taesd.taesd.TAESD(latent_channels=4)
+def tiny_vae(channels: int, seed: int) -> Any:
+    """The host's tiny autoencoder, eight pixels to a latent."""
+    taesd = comfy.taesd.taesd.TAESD(latent_channels=channels)
     randomize(taesd, seed + 2)
     return comfy.sd.VAE(sd=taesd.state_dict())

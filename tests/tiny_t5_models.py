@@ -12,11 +12,10 @@ import comfy.ldm.flux.model
 import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
-import comfy.taesd.taesd
 import comfy.text_encoders.sd3_clip
 import torch
 from comfy.model_management import get_torch_device
-from tiny_models import Models, _clip, _patcher, randomize
+from tiny_models import Models, _clip, _patcher, tiny_vae
 
 HIDDEN, HEADS = 64, 2
 WIDTH = 16  # of every text encoder: their vocabularies are large
@@ -110,7 +109,7 @@ def _models(config: Any, seed: int, encoders: Any = None) -> Models:
         encoders = encoders or config.clip_target()
         patcher = _patcher(model, seed)
         _fill_tables(model.diffusion_model, seed)
-        return Models(model=patcher, clip=_clip(encoders.tokenizer, _narrow(encoders.clip), seed), vae=_vae(config.latent_format.latent_channels, seed))
+        return Models(model=patcher, clip=_clip(encoders.tokenizer, _narrow(encoders.clip), seed), vae=tiny_vae(config.latent_format.latent_channels, seed))
 
 
 def _fill_tables(network: torch.nn.Module, seed: int) -> None:
@@ -133,9 +132,3 @@ def _narrow(encoders: type) -> Callable[..., torch.nn.Module]:
         return encoders(model_options={**model_options, **clips, **t5s}, **options)
 
     return build
-
-
-def _vae(channels: int, seed: int) -> Any:
-    taesd = comfy.taesd.taesd.TAESD(latent_channels=channels)
-    randomize(taesd, seed + 2)
-    return comfy.sd.VAE(sd=taesd.state_dict())
