@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -70,16 +69,6 @@ def run(job: Job) -> Outcome:
         InputError: an input cannot be used, or memory ran out; nothing is kept.
         UnstableTrainingError: the loss stopped being finite.
     """
-    try:
-        return _run(job)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        comfy.model_management.unload_all_models()  # as the host does when it meets this error itself
-        raise InputError(*_memory_advice(job)) from error
-
-
-def _run(job: Job) -> Outcome:
     require("model", job.model, "Load a checkpoint with a diffusion model.")
     require("clip", job.clip, "Load the text encoders with Load CLIP or Dual CLIP Loader.")
     require("vae", job.vae, "Load the model's VAE with Load VAE.")
@@ -105,7 +94,8 @@ def _run(job: Job) -> Outcome:
                 teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
                 task = Task(denoiser=denoiser, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
                 meter, steps = Meter(session.device), _steps(job, task, lora, words, generator)
-                reports = list(meter.read_after_each(steps))
+                with _memory_advice(job, checkpointed):
+                    reports = list(meter.read_after_each(steps))
             return Outcome(
                 lora=named_tensors(session.model.model, lora),
                 words=[_loaded(word) for word in words],
@@ -134,14 +124,20 @@ def trainable_denoiser(
         yield HostDenoiser(patcher, lora, (lambda: activations_kept(network)) if in_place else None), on
 
 
-def _memory_advice(job: Job) -> tuple[str, str]:
-    """The input to change first where memory ran out, and the sentence."""
-    settings = job.train
-    if settings.gradient_checkpointing != "on":
-        return "gradient_checkpointing", "memory ran out. Set it to on: blocks then keep only their inputs."
-    if settings.batch_size > 1:
-        return "batch_size", f"memory ran out at {settings.batch_size} pictures at once. Lower it, and raise gradient_accumulation by as much."
-    return "resolution", f"memory ran out at {settings.resolution}, with gradient checkpointing on. Lower it, or use a smaller model."
+@contextmanager
+def _memory_advice(job: Job, checkpointed: bool) -> Generator[None, None, None]:
+    """Within: where memory runs out, the error names the input to change first."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        settings = job.train
+        if not checkpointed:
+            raise InputError("gradient_checkpointing", "memory ran out. Set it to on: blocks then keep only their inputs.") from error
+        if settings.batch_size > 1:
+            raise InputError("batch_size", f"memory ran out at {settings.batch_size} at once. Lower it, and raise gradient_accumulation as much.") from error
+        raise InputError("resolution", f"memory ran out at {settings.resolution}, with gradient checkpointing. Lower it, or use a smaller model.") from error
 
 
 def _steps(job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], generator: torch.Generator) -> Generator[StepReport, None, None]:
