@@ -13,7 +13,7 @@ from torch import nn
 from ...palp_train.errors import InputError
 from .denoiser import differentiable_attention
 from .families import family_of
-from .text_encoder import learning_transformers
+from .text_encoder import learning_transformers, other_encoders_remembering
 from .weights import owned_weights
 
 GIB = 2**30
@@ -68,6 +68,7 @@ def training_session(
         if session.clip is not None:
             stack.enter_context(owned_weights(session.clip.cond_stage_model, upcast=learning_transformers(session.clip, learned)))
             stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
+            stack.enter_context(other_encoders_remembering(session.clip, learned))
         for patcher in (session.model, session.teacher):
             if patcher is not None:
                 patcher.pre_run()

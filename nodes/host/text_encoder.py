@@ -1,7 +1,8 @@
 """The host's CLIP with new words in it: for training, and for every stock node after Apply PALP LoRA."""
 
 import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.clip_model
@@ -102,6 +103,34 @@ class HostTextEncoder:
         with activations_kept(self._encoders):
             cross_attention, pooled, *extra = encoders.encode_token_weights(self._clip.tokenize(prompt))
         return {"cross_attn": cross_attention, "pooled_output": pooled, **(extra[0] if extra else {})}
+
+
+@contextmanager
+def other_encoders_remembering(clip: Any, learned: Collection[str]) -> Generator[None, None, None]:
+    """Within: text encoders that do not learn encode each prompt once: a large T5 beside a CLIP that learns need not run in every step."""
+    others = [encoder for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned]
+    for encoder in others:
+        encoder.encode_token_weights = _remembering(encoder.encode_token_weights)
+    try:
+        yield
+    finally:
+        for encoder in others:
+            del encoder.encode_token_weights  # the class's own shows again
+
+
+def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    known: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def remembered(token_weight_pairs: Any) -> Any:
+        key = repr(token_weight_pairs)
+        if "tensor(" in key:  # an embedding of the user's, which its text does not identify
+            return encode(token_weight_pairs)
+        if key not in known:
+            known[key] = encode(token_weight_pairs)
+        return pytree.tree_map_only(Tensor, Tensor.clone, known[key])  # the host writes into what it gets
+
+    return remembered
 
 
 class FixedTextEncoder:

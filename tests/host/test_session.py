@@ -242,3 +242,21 @@ def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_be
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert everything(models)[1] == before[1]
     assert {p.dtype for p in models.clip.cond_stage_model.parameters()} == {torch.float16}
+
+
+def test_text_encoders_that_do_not_learn_encode_each_prompt_once(pack, output):
+    import tiny_families
+
+    session, text = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("session", "text_encoder"))
+    models, runs = tiny_families.FAMILIES["flux"](), []
+    with torch.inference_mode():
+        expected = models.clip.encode_from_tokens(models.clip.tokenize("a cat"))
+        before = everything(models)
+    handle = models.clip.cond_stage_model.t5xxl.transformer.register_forward_hook(lambda *_: runs.append(1))
+    with session.training_session(models.model, models.clip, learned={"clip_l"}) as held, torch.no_grad():
+        encode = text.HostTextEncoder(held.clip, [])
+        found = [encode(prompt)["cross_attn"] for prompt in ("a cat", "a dog", "a cat", "a dog")]
+    handle.remove()
+    assert len(runs) == 2
+    assert torch.equal(found[0], expected) and torch.equal(found[2], expected) and not torch.equal(found[1], expected)
+    assert everything(models)[1] == before[1]
