@@ -18,7 +18,7 @@ from demo import CHECKPOINT
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ("ours plain", "ours plain, no word", "ours PALP", "ours PALP, no word", "host plain", "host plain, checkpointing", "diffusers + peft plain")
 MEMORY = ("ours plain", "ours PALP", "host plain")
-TARGETS = {  # issue-sized promises: (numerator, denominator, at most)
+TARGETS = {  # (numerator, denominator, what we want it to be at most)
     "PALP / host's plain step": ("ours PALP", "host plain", 0.9),
     "PALP / host's plain step, no word in either": ("ours PALP, no word", "host plain", 0.9),
     "ours plain / host's plain step": ("ours plain", "host plain", 0.45),
