@@ -260,3 +260,17 @@ def test_text_encoders_that_do_not_learn_encode_each_prompt_once(pack, output):
     assert len(runs) == 2
     assert torch.equal(found[0], expected) and torch.equal(found[2], expected) and not torch.equal(found[1], expected)
     assert everything(models)[1] == before[1]
+
+
+def test_networks_that_hand_no_options_on_attend_by_pytorch_too_and_only_for_the_time_being(pack, models):
+    """The host's own choice on a CPU writes in place; PixArt and HunyuanDiT do not ask the option that would replace it."""
+    import comfy.ldm.hydit.attn_layers
+    import comfy.ldm.pixart.blocks
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    session = import_module(f"{pack.__name__}.nodes.host.session")
+    networks = (comfy.ldm.hydit.attn_layers, comfy.ldm.pixart.blocks)
+    before = [network.optimized_attention for network in networks]
+    with session.training_session(models.model):
+        assert all(network.optimized_attention is attention_pytorch for network in networks)
+    assert [network.optimized_attention for network in networks] == before
