@@ -23,11 +23,16 @@ def report_text(job: Job, outcome: Outcome, saved: PalpLora) -> str:
             f"Method: {loss.method}" + ("" if loss.method == "none" else f" ({scales})"),
             f"Steps: {len(steps)}, learning rate {job.train.learning_rate:g}, rank {job.train.rank} on {job.train.layers}, seed {job.train.seed}, "
             f"{job.train.batch_size} x {job.train.gradient_accumulation} pictures a step",
-            f"Computed in {outcome.dtype}, gradient checkpointing {'on' if outcome.checkpointed else 'off'}",
+            f"Computed in {outcome.dtype}, {outcome.plan}",
             f"Reconstruction loss: {first:.4f} at the start, {last:.4f} at the end (means of {tenth} steps)",
             f"Alignment score: {mean(aligned):.4f} (mean root mean square of {len(aligned)} steps)" if aligned else "Alignment score: none",
             *(["Aligned by the teacher model"] if job.teacher_model else []),
             *outcome.notes,
-            f"Cost: {outcome.seconds:.1f} s ({outcome.seconds / len(steps):.2f} s a step), peak memory {outcome.peak_memory / 2**30:.2f} GiB, {outcome.device}",
+            f"Cost: {outcome.seconds:.1f} s ({outcome.seconds / len(steps):.2f} s a step), peak memory {_memory(outcome)}, {outcome.device}",
         ]
     )
+
+
+def _memory(outcome: Outcome) -> str:
+    expected = f" ({outcome.expected_memory / 2**30:.2f} GiB expected)" if outcome.expected_memory else ""
+    return f"{outcome.peak_memory / 2**30:.2f} GiB{expected}"

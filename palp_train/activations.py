@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .tracing import storage_key
+
 
 @contextmanager
 def activations_kept(module: nn.Module) -> Generator[None, None, None]:
@@ -22,37 +24,14 @@ def activations_kept(module: nn.Module) -> Generator[None, None, None]:
     weights = _weight_memory(module)
 
     def keep(tensor: Tensor) -> Tensor:
-        return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
+        return tensor if storage_key(tensor) in weights else tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield
 
 
-@contextmanager
-def activations_counted(module: nn.Module, sizes: dict[int, int], *, copied: bool) -> Generator[None, None, None]:
-    """Within: what autograd saves beside the module's own weights is noted in ``sizes``: bytes, by the memory that they lie in.
-
-    Args:
-        module: whose weights do not count.
-        sizes: filled here.
-        copied: whether every saved tensor is to be counted by itself, as ``activations_kept`` would copy it.
-    """
-    weights = _weight_memory(module)
-
-    def note(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() not in weights and copied:
-            sizes[len(sizes)] = tensor.nbytes
-        elif memory.data_ptr() not in weights:
-            sizes[memory.data_ptr()] = memory.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield
-
-
 def _weight_memory(module: nn.Module) -> set[int]:
-    return {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    return {storage_key(parameter) for parameter in module.parameters()}
 
 
 @contextmanager

@@ -36,6 +36,12 @@ class Conditionings:
     """NFSD's prompt for bad pictures; only that method needs it."""
 
 
+def prediction_count(config: LossConfig) -> int:
+    """How many predictions the alignment of one picture takes."""
+    alpha, beta = (1 if scale == 1 else 2 for scale in (config.alignment_scale, config.personalization_scale))
+    return {"none": 0, "nfsd": 3, "sds": alpha, "palp": alpha + beta}[config.method]
+
+
 @torch.no_grad()
 def alignment_score(
     denoiser: Denoiser, noised: Tensor, noise: Tensor, sigma: Tensor, prompts: Conditionings, config: LossConfig, teacher: Denoiser | None = None

@@ -1,5 +1,7 @@
 """What can go wrong, said so that the user knows which input to change."""
 
+import torch
+
 
 class PalpError(ValueError):
     """A fault that the user can mend; its text is shown to them as it stands."""
@@ -25,3 +27,9 @@ class UnstableTrainingError(PalpError):
         )
         self.step = step
         self.sigma = sigma
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; only CUDA has an exception for that, other devices say so in words."""
+    said = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in said or "DefaultCPUAllocator" in said

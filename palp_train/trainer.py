@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .alignment import NFSD_NEGATIVE_PROMPT, Conditionings, alignment_score, schedule_position
 from .config import LossConfig, TrainConfig
-from .denoiser import Denoiser, Query, TextEncoder, add_noise, detached, per_sample
-from .errors import UnstableTrainingError
+from .denoiser import Conditioning, Denoiser, Query, TextEncoder, add_noise, detached, per_sample
+from .errors import UnstableTrainingError, is_out_of_memory
 from .losses import personalization_loss, prompt_alignment_loss, rescale_weight
+from .plan import FASTEST, Plan, in_parts
 from .prompts import PromptSet
 
 SMALLEST_LOSS_SCALE = 1.0
@@ -51,6 +52,8 @@ class Task:
     prompts: PromptSet
     teacher: Teacher | None = None
     """Whose predictions align instead of the pre-trained model's own."""
+    checkpointed: Denoiser | None = None
+    """The denoiser once more, with gradient checkpointing: for the training pass of plans that ask for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class StepReport:
     sigma: float
     """The batch's highest noise level."""
     seconds: float
+    plan: Plan
+    """How it went through the network."""
 
 
 def train(
@@ -90,8 +95,11 @@ def train(
     config: TrainConfig,
     loss: LossConfig,
     generator: torch.Generator,
+    plans: Sequence[Plan] = (FASTEST,),
 ) -> Iterator[StepReport]:
     """Train the LoRA and the words in place, one step for each item taken.
+
+    Where memory runs out, the step is made again by the next plan, with the same random numbers.
 
     Args:
         task: models, pictures, prompts.
@@ -100,34 +108,37 @@ def train(
         config: steps, learning rates, batch size.
         loss: the alignment branch.
         generator: on the CPU; every random number comes from it.
+        plans: ways to make a step, each of which takes less memory than those before it; not empty.
 
     Yields:
         A report after each step.
 
     Raises:
         UnstableTrainingError: the loss or its gradient is not finite; nothing is stepped.
+        RuntimeError: memory ran out by the last plan.
     """
     groups = [{"params": list(lora), "lr": config.learning_rate}, {"params": list(words), "lr": config.word_learning_rate}]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])  # ours: Appendix C names no optimizer
     device = task.pictures[0].latent.device.type
     scaler = torch.amp.GradScaler(device, enabled=task.denoiser.dtype == torch.float16)
     constant = constant_conditionings(task, loss)
+    left = list(plans)
     for step in range(1, config.steps + 1):
         began = time.perf_counter()
-        optimizer.zero_grad()
-        parts: list[StepLosses] = []
-        for _ in range(config.gradient_accumulation):
-            batch = draw_batch(task, config.batch_size, loss, generator)
-            part = step_losses(task, batch, constant, loss, align=(step - 1) % loss.every == 0)
-            total = (part.personalization + loss.alignment_weight * part.alignment) / config.gradient_accumulation
-            torch.autograd.backward(scaler.scale(total))
-            if not torch.isfinite(total):
-                raise UnstableTrainingError(step, part.sigma)
-            parts.append(part.detached())
-            del part, total  # and with them the graph, before the next one is built
+        align, drawn, parts = (step - 1) % loss.every == 0, generator.get_state(), None
+        while parts is None:
+            optimizer.zero_grad()
+            generator.set_state(drawn)
+            batches = (draw_batch(task, config.batch_size, loss, generator) for _ in range(config.gradient_accumulation))
+            try:
+                parts = [_differentiated(task, batch, constant, config, loss, scaler, align=align, plan=left[0]) for batch in batches]
+            except RuntimeError as error:
+                if len(left) == 1 or not is_out_of_memory(error):
+                    raise
+                del left[0]
         sigma = max(part.sigma for part in parts)
         norm = _gradient_norm(optimizer, scaler)
-        if not (scaler.is_enabled() or norm.isfinite()):
+        if not (all(part.is_finite for part in parts) and (scaler.is_enabled() or norm.isfinite())):
             raise UnstableTrainingError(step, sigma)
         scaler.step(optimizer)
         scaler.update()
@@ -140,6 +151,7 @@ def train(
             gradient_norm=norm.item(),
             sigma=sigma,
             seconds=time.perf_counter() - began,
+            plan=left[0],
         )
 
 
@@ -191,30 +203,60 @@ class StepLosses:
         """The same numbers without the graph that they came from."""
         return replace(self, personalization=self.personalization.detach(), alignment=self.alignment.detach())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether both losses are."""
+        return bool(self.personalization.isfinite() & self.alignment.isfinite())
 
-def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossConfig, *, align: bool) -> StepLosses:
+
+def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossConfig, *, align: bool, plan: Plan = FASTEST) -> StepLosses:
     """The losses of one batch: denoise, re-noise, score. Section 4 of the paper."""
-    parametrization, sigma = task.denoiser.parametrization, batch.sigma.max().item()
+    parametrization = task.denoiser.parametrization
     encoded = {prompt: task.text_encoder(prompt) for prompt in dict.fromkeys(batch.prompts)}
-    noised = add_noise(batch.latent, batch.noise, batch.sigma, parametrization)
-    denoised = task.denoiser(noised, batch.sigma, [Query(conditioning=encoded[prompt], personalized=True) for prompt in batch.prompts])
-    personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
-    weight = alignment_weights(batch.sigma, task.denoiser, config)
-    if config.method == "none" or not align or not weight.any():
-        zero = denoised.new_zeros(())
-        return StepLosses(personalization=personalization, alignment=zero, alignment_size=zero, sigma=sigma)
-
-    noised_again = add_noise(denoised.detach(), batch.alignment_noise, batch.sigma, parametrization)
     cut = {prompt: detached(conditioning) for prompt, conditioning in encoded.items()}
+    noised = add_noise(batch.latent, batch.noise, batch.sigma, parametrization)
+    weight = alignment_weights(batch.sigma, task.denoiser, config)
+    aligned = config.method != "none" and align and bool(weight.any())
     prompts = replace(constant, personal=[cut[prompt] for prompt in batch.prompts])
-    teacher = task.teacher.denoiser if task.teacher else None
-    score = alignment_score(task.denoiser, noised_again, batch.alignment_noise, batch.sigma, prompts, config, teacher)
+    score: Tensor | None = None
+
+    if aligned and plan.estimate_first:
+        with torch.no_grad():
+            score = _score(task, batch, task.denoiser(noised, batch.sigma, _personalized(prompts.personal)), prompts, config, plan)
+    denoiser = task.checkpointed if plan.checkpointing and task.checkpointed else task.denoiser
+    denoised = denoiser(noised, batch.sigma, _personalized([encoded[prompt] for prompt in batch.prompts]))
+    if aligned and score is None:
+        score = _score(task, batch, denoised.detach(), prompts, config, plan)
+
+    personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
+    zero = denoised.new_zeros(())
     return StepLosses(
         personalization=personalization,
-        alignment=prompt_alignment_loss(denoised, score, weight),
-        alignment_size=(per_sample(weight, score) * score).square().mean().sqrt(),
-        sigma=sigma,
+        alignment=zero if score is None else prompt_alignment_loss(denoised, score, weight),
+        alignment_size=zero if score is None else (per_sample(weight, score) * score).square().mean().sqrt(),
+        sigma=batch.sigma.max().item(),
     )
+
+
+def _personalized(conditionings: Sequence[Conditioning]) -> list[Query]:
+    return [Query(conditioning=conditioning, personalized=True) for conditioning in conditionings]
+
+
+def _score(task: Task, batch: Batch, estimate: Tensor, prompts: Conditionings, config: LossConfig, plan: Plan) -> Tensor:
+    """The alignment score of an estimate of x0 that has no gradient."""
+    noised_again = add_noise(estimate, batch.alignment_noise, batch.sigma, task.denoiser.parametrization)
+    teacher = in_parts(task.teacher.denoiser, plan.rows) if task.teacher else None
+    return alignment_score(in_parts(task.denoiser, plan.rows), noised_again, batch.alignment_noise, batch.sigma, prompts, config, teacher)
+
+
+def _differentiated(
+    task: Task, batch: Batch, constant: Conditionings, config: TrainConfig, loss: LossConfig, scaler: torch.amp.GradScaler, *, align: bool, plan: Plan
+) -> StepLosses:
+    """The losses of one batch, whose gradient has been added to the parameters' own; nothing is kept of the graph."""
+    losses = step_losses(task, batch, constant, loss, align=align, plan=plan)
+    total = (losses.personalization + loss.alignment_weight * losses.alignment) / config.gradient_accumulation
+    torch.autograd.backward(scaler.scale(total))
+    return losses.detached()
 
 
 def alignment_weights(sigma: Tensor, denoiser: Denoiser, config: LossConfig) -> Tensor:

@@ -18,7 +18,7 @@ def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
 
     part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
     families, text, session, training = (part(f"nodes.host.{name}") for name in ("families", "text_encoder", "session", "training"))
-    method, losses, config = part("palp_train.denoiser"), part("palp_train.losses"), part("palp_train.config")
+    method, losses = part("palp_train.denoiser"), part("palp_train.losses")
     subject = part("palp_train.prompts").Subject()
     generator = torch.Generator().manual_seed(3)
     learned = text.learned_encoders(models.clip, models.model)
@@ -32,18 +32,17 @@ def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
                 with torch.no_grad():
                     word = part("palp_train.embedding").trainable_word(subject, text.class_tokens(held.clip, "striped cat", learned), vectors)
             encode = text.HostTextEncoder(held.clip, [word] if word else [])
-            settings = config.TrainConfig(gradient_checkpointing=checkpointing)
-            with training.trainable_denoiser(held.model, lora, settings, encode, []) as (estimate, _):
-                shape = (2, *tiny_families.latent_shape(models.model))
-                latent, noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(held.device)
-                sigma = estimate.sigmas[[len(estimate.sigmas) * 3 // 10, len(estimate.sigmas) * 7 // 10]].double()
+            estimate = training.trainable_denoisers(held.model, lora)[checkpointing == "on"]
+            shape = (2, *tiny_families.latent_shape(models.model))
+            latent, noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(held.device)
+            sigma = estimate.sigmas[[len(estimate.sigmas) * 3 // 10, len(estimate.sigmas) * 7 // 10]].double()
 
-                def loss():
-                    noised = method.add_noise(latent, noise, sigma, estimate.parametrization)
-                    queries = [method.Query(conditioning=encode(f"a {kind} of [V]"), personalized=True) for kind in ("photo", "sketch")]
-                    return losses.personalization_loss(estimate(noised, sigma, queries), latent, sigma, estimate.parametrization)
+            def loss():
+                noised = method.add_noise(latent, noise, sigma, estimate.parametrization)
+                queries = [method.Query(conditioning=encode(f"a {kind} of [V]"), personalized=True) for kind in ("photo", "sketch")]
+                return losses.personalization_loss(estimate(noised, sigma, queries), latent, sigma, estimate.parametrization)
 
-                yield loss, lora, word
+            yield loss, lora, word
 
 
 def lora_pairs(lora):

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_management
 import torch
 
 from ...palp_train.denoiser import Denoiser, Query, TextEncoder
-from ...palp_train.errors import InputError
+from ...palp_train.errors import InputError, is_out_of_memory
 from ...palp_train.trainer import Picture
 from .denoiser import parametrization_of
 from .families import family_of
@@ -72,12 +71,6 @@ def refuse_foreign_teacher(student: Any, teacher: Any) -> None:
     kinds = [parametrization_of(p.get_model_object("model_sampling"), name) for p, name in ((student, "model"), (teacher, "teacher_model"))]
     if not torch.equal(kinds[0].signal_scale(sigma), kinds[1].signal_scale(sigma)):
         raise InputError("teacher_model", "noise enters its pictures in another way than the model's (one is a flow, the other is not). Use a teacher alike.")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, by the host's own word where it has one."""
-    own = getattr(comfy.model_management, "is_oom", None)
-    return isinstance(error, torch.cuda.OutOfMemoryError) or bool(own and own(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The host's diffusion model as the method's ``Denoiser``."""
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...palp_train.denoiser import EpsilonPrediction, Parametrization, Query, RectifiedFlow, SamplePrediction, VelocityPrediction, add_noise
+from ...palp_train.denoiser import Conditioning, EpsilonPrediction, Parametrization, Query, RectifiedFlow, SamplePrediction, VelocityPrediction, add_noise
 from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora
 from .families import family_of
@@ -73,7 +73,7 @@ class HostDenoiser:
         inputs: dict[int, dict[str, Any]] = {}
         for query in queries:
             if id(query.conditioning) not in inputs:
-                inputs[id(query.conditioning)] = self._model_inputs(query.conditioning, noised[:1])
+                inputs[id(query.conditioning)] = self.model_inputs(query.conditioning, noised[:1])
         rows = [inputs[id(query.conditioning)] for query in queries]
         alike = [None if self._mixes_rows else query.personalized for query in queries]
         estimates: list[Tensor | None] = [None] * len(rows)
@@ -89,8 +89,8 @@ class HostDenoiser:
         with self._keeping() if torch.is_grad_enabled() else nullcontext():
             return self._model.apply_model(noised, sigma, transformer_options=options, **comfy.samplers.cond_cat(rows))
 
-    def _model_inputs(self, conditioning: Mapping[str, Any], latent: Tensor) -> dict[str, Any]:
-        """What the host's model makes of a conditioning (cross attention, pooled output with sizes ...), for one row."""
+    def model_inputs(self, conditioning: Conditioning, latent: Tensor) -> dict[str, Any]:
+        """What the host's model makes of a conditioning (cross attention, pooled output with sizes ...), for one row of such latents, (1, C, H, W)."""
         conds = [{**conditioning, "model_conds": {}}]
         (encoded,) = comfy.samplers.encode_model_conds(self._model.extra_conds, conds, latent, latent.device, "positive", latent_image=latent)
         return {name: cond.process_cond(batch_size=1, area=None, device=latent.device) for name, cond in encoded["model_conds"].items()}

@@ -25,6 +25,8 @@ class Family:
     """Whether each layer gets the rows of a batch as rows, so that the LoRA can act on some of them only."""
     smallest_side: int = 1
     """Of a latent, for which the network's own code works."""
+    expert_share: float = 1.0
+    """In a mixture of experts: the share of the rows that each gets where all get as many."""
     kohya_names: bool = False
     """Whether its LoRAs have kohya's names; others have ComfyUI's generic ones."""
 
@@ -43,7 +45,7 @@ _FAMILIES = {  # by the host's class; classes derived from these take other inpu
     "HunyuanImage21": Family(title="HunyuanImage 2.1", architecture="hunyuan-image-2.1", base_model="hunyuan_image_2.1", writes_in_place=True),
     "Lumina2": Family(title="Lumina 2 / Z-Image", architecture="lumina-2", base_model="lumina2"),
     "QwenImage": Family(title="Qwen-Image", architecture="qwen-image", base_model="qwen_image"),
-    "HiDream": Family(title="HiDream", architecture="hidream-i1", base_model="hidream"),
+    "HiDream": Family(title="HiDream", architecture="hidream-i1", base_model="hidream", expert_share=1 / 4),
 }
 
 

@@ -1,53 +1,210 @@
-"""Whether a training pass fits into memory, from small ones."""
+"""What a training step will take in memory, traced on tensors without data, and the plan for steps that follows from it."""
 
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
-from ...palp_train.activations import activations_counted
-from ...palp_train.config import TrainConfig
-from ...palp_train.denoiser import Query, TextEncoder
-from ...palp_train.lora import Lora
-from ...palp_train.trainer import Picture
-from .denoiser import HostDenoiser
+from ...palp_train.alignment import alignment_score, prediction_count
+from ...palp_train.config import LossConfig, TrainConfig
+from ...palp_train.denoiser import Query
+from ...palp_train.errors import InputError
+from ...palp_train.plan import Plan, in_parts, plans
+from ...palp_train.tracing import EvenMasks, LiveMemory, without_data
+from ...palp_train.trainer import Task, constant_conditionings
 from .families import family_of
+from .weights import exchanged_tensors
 
-SMALL, LARGER = 36, 52
-"""Sides of the latents that are tried: no family's network is too coarse for them, and together they cost a fraction of a step."""
-SAFETY = 1.25
-"""The alignment branch, gradients and the allocator's gaps take some more than what autograd keeps."""
-
-
-def training_needs_checkpointing(patcher: Any, lora: Lora, text_encoder: TextEncoder, pictures: Sequence[Picture], config: TrainConfig) -> bool:
-    """Whether what autograd keeps of a training pass is more than the memory that is free now."""
-    largest = max(pictures, key=lambda picture: picture.latent.numel())
-    needed = activation_bytes(patcher, lora, text_encoder, largest) * config.batch_size
-    return SAFETY * needed > comfy.model_management.get_free_memory(patcher.load_device)
+GIB = 2**30
+MARGIN = 1.1
+"""What has to be free for one byte that is needed: kernels' workspaces and the gaps of CUDA's allocator come on top."""
+HEAP = {"cpu": 1.3}
+"""Bytes that a process takes for each of its tensors' bytes, by device. glibc's heap keeps gaps: measured 1.25 to 1.5, and 1.00 with a fixed mmap threshold."""
+OPTIMIZER_BYTES = 8
+"""Adam's two moments of each trained number, float32."""
 
 
-def activation_bytes(patcher: Any, lora: Lora, text_encoder: TextEncoder, picture: Picture) -> float:
-    """Bytes that autograd keeps of a training pass on one picture, without gradient checkpointing.
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Bytes that a pass through the network takes."""
 
-    Measured at the picture's own size if it is small, else at two small sizes: what is kept grows with the number of latents.
+    kept: int = 0
+    """Alive at its end, or before its backward pass."""
+    peak: int = 0
+
+
+_traced: dict[Hashable, Pass] = {}
+"""What was found, by everything that it depends on."""
+
+
+class StepMemory:
+    """Bytes that a step takes beside the models' weights. Each part is traced when it is first needed, and remembered."""
+
+    def __init__(self, task: Task, networks: Sequence[Any], train: TrainConfig, loss: LossConfig) -> None:
+        """Take the largest picture.
+
+        Args:
+            task: what the trainer is given, with the host's denoisers.
+            networks: the host's BaseModels behind them.
+            train: for the batch size.
+            loss: for the predictions that it needs.
+        """
+        self._task, self._networks, self._loss = task, networks, loss
+        self._picture = max(task.pictures, key=lambda picture: picture.latent.numel())
+        self._batch_size = train.batch_size
+        prompts = {picture.prompt for picture in task.pictures}
+        with LiveMemory() as live:
+            personal = task.text_encoder(self._picture.prompt)
+            self._text = live.now * min(len(prompts), train.batch_size)
+        self._prompts = replace(constant_conditionings(task, loss), personal=[personal] * train.batch_size)
+        self._inputs = self._model_inputs()
+        trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
+        self._optimizer = OPTIMIZER_BYTES * trained
+
+    def peak(self, plan: Plan) -> int:
+        """The most that is alive at any time of a step by this plan."""
+        training = self._training_pass(plan.checkpointing)
+        alignment = self._alignment(plan.rows)
+        beside = alignment.peak if plan.estimate_first else training.kept + alignment.peak
+        return self._text + self._optimizer + max(training.peak, beside)
+
+    def _training_pass(self, checkpointing: bool) -> Pass:
+        """Forward and backward."""
+
+        def run(live: LiveMemory, task: Task, noised: Tensor, sigma: Tensor) -> int:
+            denoiser = task.checkpointed if checkpointing and task.checkpointed else task.denoiser
+            denoised = denoiser(noised, sigma, [Query(conditioning=prompt, personalized=True) for prompt in self._prompts.personal])
+            kept = live.now
+            torch.autograd.backward(denoised.square().mean())
+            return kept
+
+        return self._trace(("training", checkpointing), run)
+
+    def _alignment(self, rows: int | None) -> Pass:
+        """The alignment branch, no more than so many rows at once. Between one and all of them, memory grows by as much with each."""
+        most = prediction_count(self._loss) * self._batch_size
+        if most == 0:
+            return Pass()
+        if rows in (None, 1) or rows >= most:
+            return self._trace(("alignment", rows and min(rows, most), most), lambda live, task, noised, sigma: self._align(live, task, noised, sigma, rows))
+        one, all_of_them = self._alignment(1).peak, self._alignment(None).peak
+        return Pass(peak=one + (all_of_them - one) * (rows - 1) // (most - 1))
+
+    def _align(self, live: LiveMemory, task: Task, noised: Tensor, sigma: Tensor, rows: int | None) -> int:
+        teacher = in_parts(task.teacher.denoiser, rows) if task.teacher else None
+        alignment_score(in_parts(task.denoiser, rows), noised, noised, sigma, self._prompts, self._loss, teacher)
+        return live.now
+
+    def _trace(self, part: Hashable, run: Callable[..., int]) -> Pass:
+        key = (part, self._depends_on())
+        if key not in _traced:
+            with _no_data(self._networks) as empty:
+                latent = self._picture.latent
+                noised, sigma = empty((latent.expand(self._batch_size, *latent.shape), latent.new_empty(self._batch_size)))
+                inputs = {key: {name: _with_cond(cond, empty(cond.cond)) for name, cond in one.items()} for key, one in self._inputs.items()}
+                with LiveMemory() as live:
+                    kept = run(live, _reading(self._task, inputs, empty), noised, sigma)
+            _traced[key] = Pass(kept=kept, peak=live.peak)
+        return _traced[key]
+
+    def _model_inputs(self) -> dict[int, dict[str, Any]]:
+        """What the models make of each conditioning, by its id; made now, since its data may decide what shape that has."""
+        prompts, latent = self._prompts, self._picture.latent[None]
+        denoiser: Any = self._task.denoiser  # the host's
+        pretrained: Any = self._task.teacher.denoiser if self._task.teacher else denoiser
+        own = {id(c): denoiser.model_inputs(c, latent) for c in (*prompts.personal[:1], prompts.personal_empty)}
+        return own | {id(c): pretrained.model_inputs(c, latent) for c in (prompts.clean, prompts.empty, prompts.bad) if c is not None}
+
+    def _depends_on(self) -> Hashable:
+        parameters = [p for network in self._networks for p in network.parameters()]
+        conds = [cond.cond for inputs in self._inputs.values() for cond in inputs.values()]
+        tensors = [leaf for leaf in pytree.tree_leaves(conds) if isinstance(leaf, Tensor)]
+        shapes = [(tuple(t.shape), t.dtype, t.requires_grad) for t in (*tensors, *parameters)]
+        models = [(type(n).__name__, str(n.model_config.unet_config), n.manual_cast_dtype) for n in self._networks]
+        return repr((models, shapes, self._picture.latent.shape, self._batch_size))
+
+
+def planned(memory: StepMemory, config: TrainConfig, loss: LossConfig, free: float, device: str) -> tuple[list[Plan], int | None]:
+    """Ways to make a step, from the fastest that fits on, and the bytes that the first of them takes.
+
+    Args:
+        memory: tells what a plan takes.
+        config: whether checkpointing is wanted.
+        loss: the alignment branch.
+        free: bytes.
+        device: its type.
+
+    Returns:
+        The plans, and the bytes; None where an operation of the model, in this version of the host, cannot be traced.
+
+    Raises:
+        InputError: no plan fits.
     """
-    area = picture.latent.shape[-2] * picture.latent.shape[-1]
-    if area <= LARGER**2:
-        return _kept(patcher, lora, text_encoder, picture, picture.latent)
-    few, more = (
-        _kept(patcher, lora, text_encoder, picture, picture.latent[..., :1, :1].expand(*picture.latent.shape[:-2], side, side)) for side in (SMALL, LARGER)
-    )
-    return few + (more - few) * (area - SMALL**2) / (LARGER**2 - SMALL**2)
+    possible, heap = plans(config.gradient_checkpointing, prediction_count(loss) * config.batch_size), HEAP.get(device, 1.0)
+    try:
+        needed = 0.0
+        for number, plan in enumerate(possible):
+            needed = heap * memory.peak(plan)
+            if MARGIN * needed <= free:
+                return possible[number:], int(needed)
+    except (RuntimeError, NotImplementedError) as error:
+        logging.warning("PALP: this model's memory cannot be foreseen; training tries what fits. %s", error)
+        return possible, None
+    if needed > free:
+        raise _too_large(config, needed, max(free, 0))
+    return possible[-1:], int(needed)
 
 
-def _kept(patcher: Any, lora: Lora, text_encoder: TextEncoder, picture: Picture, latent: Tensor) -> int:
-    network, sizes = patcher.model.diffusion_model, {}
-    in_place = family_of(patcher.model).writes_in_place
-    denoiser = HostDenoiser(patcher, lora, lambda: activations_counted(network, sizes, copied=in_place))
-    with torch.no_grad():
-        conditioning = text_encoder(picture.prompt)
-    kept = denoiser(latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=True)])
-    del kept  # only now may its memory be another's
-    return sum(sizes.values())
+def _too_large(config: TrainConfig, needed: float, free: float) -> InputError:
+    """The error whose name is the setting that helps most; both in bytes."""
+    problem = f"a step needs {needed / GIB:.1f} GiB beside the models, and {free / GIB:.1f} GiB are free."
+    if config.gradient_checkpointing == "off":
+        return InputError("gradient_checkpointing", f"without it {problem} Set it to auto.")
+    if config.batch_size > 1:
+        one = needed / config.batch_size / GIB
+        return InputError(
+            "batch_size", f"{problem} Set it to 1, where a step needs about {one:.1f} GiB, and gradient_accumulation {config.batch_size} times as high."
+        )
+    side = int(config.resolution * (free / MARGIN / needed) ** 0.5) // 64 * 64  # what is needed grows with the area
+    lower = f"Set it to {side}." if side >= 64 else "Use a smaller model, or free memory."
+    return InputError("resolution", f"at {config.resolution} {problem} {lower}")
+
+
+@contextmanager
+def _no_data(models: Sequence[nn.Module]) -> Generator[Callable[[Any], Any], None, None]:
+    """Within: the models' tensors have no data, nor does anything computed; yields what takes it from the tensors in a structure."""
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        share = min(family_of(model).expert_share for model in models)
+        if share < 1:
+            stack.enter_context(EvenMasks(share))
+        for model in models:
+            stack.enter_context(exchanged_tensors(model, without_data))
+        yield lambda tree: pytree.tree_map_only(Tensor, without_data, tree)
+
+
+def _with_cond(cond: Any, value: Any) -> Any:
+    """One of the host's conds, holding another value."""
+    clone = copy.copy(cond)
+    clone.cond = value
+    return clone
+
+
+def _reading(task: Task, inputs: Mapping[int, Any], empty: Callable[[Any], Any]) -> Task:
+    """The task with denoisers that read these inputs in the place of conditionings, and whose table of noise levels has no data."""
+
+    def reading(denoiser: Any) -> Any:
+        clone = copy.copy(denoiser)
+        clone.sigmas = empty(denoiser.sigmas)
+        clone.model_inputs = lambda conditioning, _latent: inputs[id(conditioning)]
+        return clone
+
+    teacher = task.teacher and replace(task.teacher, denoiser=reading(task.teacher.denoiser))
+    return replace(task, denoiser=reading(task.denoiser), checkpointed=task.checkpointed and reading(task.checkpointed), teacher=teacher)

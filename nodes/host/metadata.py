@@ -48,7 +48,7 @@ def _kohya(job: Job, outcome: Outcome, title: str) -> dict[str, str]:
         "ss_max_train_steps": str(job.train.steps),
         "ss_total_batch_size": str(job.train.batch_size * job.train.gradient_accumulation),
         "ss_gradient_accumulation_steps": str(job.train.gradient_accumulation),
-        "ss_gradient_checkpointing": str(outcome.checkpointed),
+        "ss_gradient_checkpointing": str(outcome.plan.checkpointing),
         "ss_num_train_images": str(sum(len(taught.images) for taught in job.subjects)),
         "ss_seed": str(job.train.seed),
         "ss_training_comment": "PALP, arXiv:2401.06105",

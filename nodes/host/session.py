@@ -32,6 +32,11 @@ class Session:
     """comfy.model_patcher.ModelPatcher, or None; only ever run forward."""
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """The diffusion models, the teacher's too."""
+        return [patcher.model for patcher in (self.model, self.teacher) if patcher is not None]
+
+    @property
     def device(self) -> torch.device:
         """Where the diffusion model runs."""
         return self.model.load_device
@@ -59,10 +64,7 @@ def training_session(
     patchers = {name: patcher for name, patcher in loaded.items() if patcher is not None}
     _load(patchers)
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_host_in_training())
-        stack.enter_context(differentiable_attention())
+        stack.enter_context(trainable_networks())
         stack.enter_context(owned_weights(session.model.model))
         stack.enter_context(_computing_in(session.model.model, precision))
         if session.clip is not None:
@@ -74,6 +76,13 @@ def training_session(
                 patcher.pre_run()
                 stack.callback(patcher.cleanup)
         yield session
+
+
+@contextmanager
+def trainable_networks() -> Generator[None, None, None]:
+    """Within: autograd is on, and the host's networks compute by operations that have a backward pass."""
+    with torch.inference_mode(False), torch.enable_grad(), _host_in_training(), differentiable_attention():
+        yield
 
 
 def refuse_untrainable(model: Any) -> None:

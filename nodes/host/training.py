@@ -1,29 +1,31 @@
 """One training run on the host's objects, from pictures to a file."""
 
 from collections.abc import Collection, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
 from ...palp_train.activations import activations_kept, blocks_recomputed
 from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from ...palp_train.config import LossConfig, TrainConfig
-from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
-from ...palp_train.errors import InputError
+from ...palp_train.errors import InputError, is_out_of_memory
 from ...palp_train.lora import Lora, injected_lora
+from ...palp_train.plan import Plan
 from ...palp_train.prompts import PromptSet
 from ...palp_train.trainer import Picture, StepReport, Task, Teacher, train
-from .checks import is_out_of_memory, refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
+from .checks import refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
 from .denoiser import HostDenoiser, parametrization_of
 from .families import adapted_layers, family_of, trainable_blocks
 from .lora import named_tensors
-from .memory import training_needs_checkpointing
+from .memory import StepMemory, planned
+from .meter import Meter
 from .pictures import SubjectPictures, encode_pictures, mask_weight
-from .progress import Meter, Progress
+from .progress import Progress
 from .session import Session, refuse_untrainable, training_session
 from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, learned_encoders
 
@@ -53,13 +55,18 @@ class Outcome:
     seconds: float
     peak_memory: int
     """Bytes."""
+    expected_memory: int | None
+    """What was foreseen of it; None where that could not be traced."""
     device: str
     dtype: str
     """What the network computed in."""
-    checkpointed: bool
-    """Whether gradient checkpointing was on."""
     notes: list[str]
     """What was done otherwise than asked, for the report."""
+
+    @property
+    def plan(self) -> Plan:
+        """How the last steps were made: earlier ones may have run out of memory by a faster plan."""
+        return self.steps[-1].plan
 
 
 def run(job: Job) -> Outcome:
@@ -90,42 +97,44 @@ def run(job: Job) -> Outcome:
             refuse_foreign_clip(HostDenoiser(session.model, lora), text_encoder, pictures[0].prompt, pictures[0])
             if teacher_encoder:
                 refuse_foreign_clip(HostDenoiser(session.teacher), teacher_encoder, job.prompts.clean, pictures[0], "teacher_clip")
-            with trainable_denoiser(session.model, lora, job.train, text_encoder, pictures) as (denoiser, checkpointed):
-                teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
-                task = Task(denoiser=denoiser, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
-                meter, steps = Meter(session.device), _steps(job, task, lora, words, generator)
-                with _memory_advice(job, checkpointed):
-                    reports = list(meter.read_after_each(steps))
+            teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
+            denoiser, checkpointed = trainable_denoisers(session.model, lora)
+            task = Task(denoiser=denoiser, checkpointed=checkpointed, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
+            memory, free = StepMemory(task, session.networks, job.train, job.loss), comfy.model_management.get_free_memory(session.device)
+            plans, expected = planned(memory, job.train, job.loss, free, session.device.type)
+            with Meter(session.device) as meter, _memory_advice(job):
+                expected = expected and expected + meter.in_use()
+                reports = list(_steps(job, task, lora, words, generator, plans))
             return Outcome(
                 lora=named_tensors(session.model.model, lora),
                 words=[_loaded(word) for word in words],
                 steps=reports,
                 seconds=meter.seconds,
                 peak_memory=meter.peak_memory,
+                expected_memory=expected,
                 device=str(session.device),
                 dtype=str(denoiser.dtype).removeprefix("torch."),
-                checkpointed=checkpointed,
                 notes=_notes(job, bool(learned)),
             )
 
 
-@contextmanager
-def trainable_denoiser(
-    patcher: Any, lora: Lora, config: TrainConfig, text_encoder: TextEncoder, pictures: Sequence[Picture]
-) -> Generator[tuple[HostDenoiser, bool], None, None]:
-    """Within: the model as a denoiser through which the right gradient flows, and whether its blocks run twice to save memory."""
+def trainable_denoisers(patcher: Any, lora: Lora) -> tuple[HostDenoiser, HostDenoiser]:
+    """The model as a denoiser through which the right gradient flows, and the same whose blocks run twice to save memory."""
     network, in_place = patcher.model.diffusion_model, family_of(patcher.model).writes_in_place
-    on = config.gradient_checkpointing == "on"
-    if config.gradient_checkpointing == "auto":
-        on = training_needs_checkpointing(patcher, lora, text_encoder, pictures, config)
-    with ExitStack() as stack:
-        if on:
-            stack.enter_context(blocks_recomputed(trainable_blocks(network).values(), write_in_place=in_place))
-        yield HostDenoiser(patcher, lora, (lambda: activations_kept(network)) if in_place else None), on
+
+    def kept() -> AbstractContextManager[None]:
+        return activations_kept(network) if in_place else nullcontext()
+
+    @contextmanager
+    def recomputed() -> Generator[None, None, None]:
+        with kept(), blocks_recomputed(trainable_blocks(network).values(), write_in_place=in_place):
+            yield
+
+    return HostDenoiser(patcher, lora, kept), HostDenoiser(patcher, lora, recomputed)
 
 
 @contextmanager
-def _memory_advice(job: Job, checkpointed: bool) -> Generator[None, None, None]:
+def _memory_advice(job: Job) -> Generator[None, None, None]:
     """Within: where memory runs out, the error names the input to change first."""
     try:
         yield
@@ -133,17 +142,19 @@ def _memory_advice(job: Job, checkpointed: bool) -> Generator[None, None, None]:
         if not is_out_of_memory(error):
             raise
         settings = job.train
-        if not checkpointed:
-            raise InputError("gradient_checkpointing", "memory ran out. Set it to on: blocks then keep only their inputs.") from error
+        if settings.gradient_checkpointing == "off":
+            raise InputError("gradient_checkpointing", "memory ran out. Set it to auto: blocks then keep only their inputs.") from error
         if settings.batch_size > 1:
             raise InputError("batch_size", f"memory ran out at {settings.batch_size} at once. Lower it, and raise gradient_accumulation as much.") from error
         raise InputError("resolution", f"memory ran out at {settings.resolution}, with gradient checkpointing. Lower it, or use a smaller model.") from error
 
 
-def _steps(job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], generator: torch.Generator) -> Generator[StepReport, None, None]:
+def _steps(
+    job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], generator: torch.Generator, plans: Sequence[Plan]
+) -> Generator[StepReport, None, None]:
     progress = Progress(job.train.steps)
     trainable_words = [vectors for word in words for vectors in word.parameters()]
-    for report in train(task, lora.parameters(), trainable_words, job.train, job.loss, generator):
+    for report in train(task, lora.parameters(), trainable_words, job.train, job.loss, generator, plans):
         progress.show(report.step)
         yield report
 

@@ -1,6 +1,6 @@
 """The host's weights, made fit for autograd without a copy, and given back as they were."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,15 +29,26 @@ def owned_weights(module: nn.Module, upcast: Iterable[nn.Module] = ()) -> Genera
             every use, autograd would keep just such a copy of each weight until the backward pass, and make it anew in every step.
     """
     in_float32 = {id(parameter) for part in upcast for parameter in part.parameters() if parameter.is_floating_point()}
+
+    def owned(tensor: Tensor) -> Tensor:
+        alias = frozen_alias(tensor)
+        alias = alias.float() if id(tensor) in in_float32 else alias
+        return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+
+    with exchanged_tensors(module, owned):
+        yield
+
+
+@contextmanager
+def exchanged_tensors(module: nn.Module, exchange: Callable[[Tensor], Tensor]) -> Generator[None, None, None]:
+    """Within: in the place of every parameter and buffer is what ``exchange`` makes of it; tied weights stay tied."""
     originals = [(table, name, tensor) for table in _tensor_tables(module) for name, tensor in table.items() if tensor is not None]
-    aliases: dict[int, Tensor] = {}
+    exchanged: dict[int, Tensor] = {}
     try:
         for table, name, tensor in originals:
-            if id(tensor) not in aliases:  # tied weights stay tied
-                alias = frozen_alias(tensor)
-                alias = alias.float() if id(tensor) in in_float32 else alias
-                aliases[id(tensor)] = nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
-            table[name] = aliases[id(tensor)]
+            if id(tensor) not in exchanged:
+                exchanged[id(tensor)] = exchange(tensor)
+            table[name] = exchanged[id(tensor)]
         yield
     finally:
         for table, name, tensor in originals:

@@ -1,6 +1,8 @@
 """After a run, an exception at any point and a cancel, the user's MODEL and CLIP are what they were."""
 
+import itertools
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from host_calls import everything, sampled
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -85,27 +88,44 @@ def test_an_exception_inside_the_network_gives_everything_back(training, models,
     assert torch.equal(sampled(models), picture)
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({}, "gradient_checkpointing"), ({"gradient_checkpointing": "on", "batch_size": 2}, "batch_size"), ({"gradient_checkpointing": "on"}, "resolution")],
-)
-def test_where_memory_runs_out_everything_is_given_back_and_the_error_names_what_to_change(training, models, pack, settings, name):
-    module, job = training
-    errors = import_module(f"{pack.__name__}.palp_train.errors")
-    picture, calls = sampled(models), []
+@contextmanager
+def memory_running_out(models, calls):
+    """Within: the network has no memory when it is called for one of these times, counted from 1, on real tensors."""
+    count = itertools.count(1)
 
-    def run_out(*_):
-        calls.append(1)
-        if len(calls) == 6:
+    def run_out(_layer, _args, output):
+        if not isinstance(output, FakeTensor) and next(count) in calls:
             raise torch.OutOfMemoryError("in the middle of a pass")
 
     handle = models.model.model.diffusion_model.time_embed.register_forward_hook(run_out)
     try:
-        with torch.inference_mode(), pytest.raises(errors.InputError, match=rf"^{name}: memory ran out"):
-            module.run(replace(job, train=replace(job.train, **settings)))
+        yield
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"gradient_checkpointing": "off"}, "gradient_checkpointing"), ({"gradient_checkpointing": "on", "batch_size": 2}, "batch_size"), ({}, "resolution")],
+)
+def test_where_memory_runs_out_everything_is_given_back_and_the_error_names_what_to_change(training, models, pack, settings, name):
+    module, job = training
+    errors = import_module(f"{pack.__name__}.palp_train.errors")
+    picture = sampled(models)
+    with memory_running_out(models, range(6, 1000)), torch.inference_mode(), pytest.raises(errors.InputError, match=rf"^{name}: memory ran out"):
+        module.run(replace(job, train=replace(job.train, **settings)))
     assert torch.equal(sampled(models), picture)
+
+
+@pytest.mark.parametrize("call", [2, 3, 4, 5])
+def test_where_memory_runs_out_once_the_step_is_made_again_with_less_and_nothing_is_lost(training, models, call):
+    module, job = training
+    with torch.inference_mode():
+        expected = module.run(job)
+        with memory_running_out(models, [call]):
+            outcome = module.run(job)
+    assert [step.personalization for step in outcome.steps] == pytest.approx([step.personalization for step in expected.steps], rel=1e-4)
+    assert (expected.plan.rows, outcome.plan.rows) == (None, 2)
 
 
 def test_a_cancel_stops_within_a_step_and_gives_everything_back(training, models):

@@ -1,4 +1,4 @@
-"""Every setting on the host's own classes: samplings, masks, several subjects, teachers, precisions, memory, and random legal mixtures of all."""
+"""Every setting on the host's own classes: samplings, masks, several subjects, teachers, precisions, and random legal mixtures of all."""
 
 import json
 from dataclasses import replace
@@ -258,7 +258,7 @@ def test_a_teacher_that_is_noised_otherwise_is_refused(nodes, models, errors, ou
         train(nodes, models, teacher_model=flow.model)
 
 
-# Precision and memory
+# Precision
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
@@ -286,49 +286,6 @@ def test_weights_stored_in_fp8_train_through_the_hosts_cast(nodes, output):
     losses = train(nodes, models)[2]["loss"]
     assert all(0 < loss < 100 for loss in losses)
     assert torch.equal(sampled(models), before)
-
-
-def prepared(part, models, latent):
-    """(patcher, lora, text encoder, [picture]) inside of a session."""
-    families, config = part("nodes.host.families"), part("palp_train.config").TrainConfig
-    session = part("nodes.host.session").training_session(models.model, models.clip)
-    held = session.__enter__()
-    network = held.model.model.diffusion_model
-    injected = part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, torch.Generator())
-    lora, encode = injected.__enter__(), part("nodes.host.text_encoder").HostTextEncoder(held.clip, [])
-    picture = part("palp_train.trainer").Picture(latent=latent, prompt="a cat")
-
-    def leave():
-        injected.__exit__(None, None, None)
-        session.__exit__(None, None, None)
-
-    return (held.model, lora, encode, [picture]), config, leave
-
-
-@pytest.mark.parametrize("name", ["sd15", "flux", "qwen_image"])
-def test_the_estimate_from_small_latents_is_what_a_large_one_keeps(part, name):
-    models = family(name)
-    import tiny_families
-
-    latent = torch.randn(*tiny_families.latent_shape(models.model)[:-2], 96, 80)
-    (patcher, lora, encode, pictures), _, leave = prepared(part, models, latent)
-    try:
-        estimate = part("nodes.host.memory").activation_bytes(patcher, lora, encode, pictures[0])
-        measured = part("nodes.host.memory")._kept(patcher, lora, encode, pictures[0], latent)
-    finally:
-        leave()
-    assert estimate == pytest.approx(measured, rel=0.1)
-
-
-def test_checkpointing_is_chosen_only_where_a_batch_would_not_fit(part, models):
-    memory, huge = part("nodes.host.memory"), torch.zeros(1).expand(4, 2048, 2048)
-    (arguments, config, leave) = prepared(part, models, torch.randn(4, 8, 8))
-    try:
-        picture = replace(arguments[3][0], latent=huge)
-        assert not memory.training_needs_checkpointing(*arguments, config())
-        assert memory.training_needs_checkpointing(*arguments[:3], [picture], config(batch_size=64))
-    finally:
-        leave()
 
 
 # Text encoders that learn no word
