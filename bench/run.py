@@ -7,9 +7,9 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,59 +100,26 @@ def ratios(taken: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
 
 def memory_of(name: str, places: argparse.Namespace, side: int, steps: int, train: Mapping[str, Any]) -> dict[str, float]:
     """Bytes and seconds of one contender alone; to be called in a process of its own."""
-    import torch
-
+    from bench import contenders
     from bench.pace import PacedRun
 
     loop, device = contender(name, places, side, **train)
     run, resident = PacedRun(loop, device), list[float]()
     first = run.step()
     seconds: list[float] = []
-    with HighWater() as high:
+    with import_module(f"{contenders.PACK}.nodes.host.meter").Meter(device) as meter:
         for _ in range(steps):
             seconds.append(run.step())
-            resident.append(high.resident())
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else high.peak
+            resident.append(float(meter.in_use()))
     tenth = max(1, steps // 10)
     return {
-        "peak": float(peak),
+        "peak": float(meter.peak_memory),
         "after step 20": resident[min(19, steps - 1)],
         "after the last": resident[-1],
         "first step": first,
         "step": statistics.median(seconds),
         "last steps / first steps": statistics.median(seconds[-tenth:]) / statistics.median(seconds[:tenth]),
     }
-
-
-class HighWater:
-    """The most resident memory of this process within the block, looked up every few milliseconds; peaks of loading models are before it."""
-
-    def __init__(self) -> None:
-        """Ready to be entered."""
-        import psutil
-
-        self._process = psutil.Process()
-        self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self.peak = 0.0
-
-    def __enter__(self) -> "HighWater":
-        """Begin to watch."""
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop."""
-        self._over.set()
-        self._watcher.join()
-
-    def resident(self) -> float:
-        """Bytes at this moment."""
-        return float(self._process.memory_info().rss)
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.003):
-            self.peak = max(self.peak, self.resident())
 
 
 def in_own_process(places: argparse.Namespace, name: str, side: int, steps: int, **train: Any) -> dict[str, float]:
