@@ -42,15 +42,28 @@ def narrow_sd15(checkpoint: Path) -> Models:
     return Models(model=model, clip=clip, vae=vae)
 
 
-def ours(models: Models, side: int, *, method: str, subjects: int = 1, **train: Any) -> Callable[[], object]:
-    """Our training run on latents of that side."""
+def tiny(name: str) -> Models:
+    """One of ``tests/tiny_families.py``."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+    made = import_module("tiny_families").FAMILIES[name]()
+    return Models(model=made.model, clip=made.clip, vae=made.vae)
+
+
+def ours(models: Models, side: int, **settings: Any) -> Callable[[], object]:
+    """Our training run on latents of that side, as ``our_job`` makes it."""
+    job = our_job(models, side, **settings)
+    return lambda: import_module(f"{PACK}.nodes.host.training").run(job)
+
+
+def our_job(models: Models, side: int, *, method: str, subjects: int = 1, **train: Any) -> Any:
+    """What the training node makes of its inputs."""
     part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
     config, prompts, pictures, training = (part(name) for name in ("palp_train.config", "palp_train.prompts", "nodes.host.pictures", "nodes.host.training"))
     words = [f"[V{number}]" for number in range(subjects)]
     taught = [prompts.Subject(placeholder=word, personalization_prompt=f"a photo of {word}") for word in words]
     pixels = side * int(models.vae.spacial_compression_encode())
     image = torch.rand(pixels, pixels, 3, generator=torch.Generator().manual_seed(0))
-    job = training.Job(
+    return training.Job(
         model=models.model,
         clip=models.clip,
         vae=models.vae,
@@ -61,7 +74,6 @@ def ours(models: Models, side: int, *, method: str, subjects: int = 1, **train: 
         ),
         loss=config.LossConfig(method=method),
     )
-    return lambda: training.run(job)
 
 
 def hosts(models: Models, latent: torch.Tensor, *, checkpointing: bool) -> Callable[[], object]:
@@ -129,18 +141,25 @@ def diffusers_plain(models: Models, side: int) -> Callable[[], object]:
 def forward(models: Models, side: int) -> Callable[[], None]:
     """One no-gradient forward pass of the network at batch 1, the unit of the method's floor."""
     import comfy.model_management
-    from comfy.ldm.modules.attention import attention_pytorch
 
-    options = {"optimized_attention_override": lambda _attention, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+    part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
     device = models.model.load_device
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([models.model])
+        denoiser = part("nodes.host.denoiser").HostDenoiser(models.model)
+        conditioning = part("nodes.host.text_encoder").FixedTextEncoder(models.clip, ["a photo of a cat"])("a photo of a cat")
+        query = part("palp_train.denoiser").Query(conditioning=conditioning, personalized=False)
+        latent, sigma = torch.randn(1, *latent_shape(models, side), device=device), denoiser.sigmas[-1:]
 
     def once() -> None:
         with torch.inference_mode():
-            latent, text = torch.randn(1, 4, side, side, device=device), torch.randn(1, 77, 768, device=device)
-            models.model.model.apply_model(latent, torch.tensor([1.0], device=device), c_crossattn=text, transformer_options=options)
+            denoiser(latent, sigma, [query])
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-    with torch.inference_mode():
-        comfy.model_management.load_models_gpu([models.model])
     return once
+
+
+def latent_shape(models: Models, side: int) -> tuple[int, ...]:
+    """(C, H, W) of a latent of that side."""
+    return models.model.model.latent_format.latent_channels, side, side

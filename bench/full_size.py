@@ -163,3 +163,27 @@ def weight_bytes(size: FullSize) -> int:
     configuration = getattr(comfy.supported_models, size.host_class)({**size.network, "dtype": torch.bfloat16})
     network = configuration.get_model({}, device=torch.device("meta")).diffusion_model
     return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def foreseen() -> dict[str, dict[str, float]]:
+    """Bytes of the weights, and of a plain and a PALP step beside them by plan, for each model."""
+    plan = import_module(f"{PACK}.palp_train.plan").Plan
+    plans = {
+        "all predictions at once": plan(),
+        "one at a time": plan(rows=1),
+        "estimate first": plan(estimate_first=True),
+        "checkpointing": plan(checkpointing=True),
+        "checkpointing, one at a time": plan(checkpointing=True, rows=1),
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name, size in FULL_SIZES.items():
+        with step_memory(size, "none") as plain, step_memory(size, "palp") as palp:
+            found[name] = {
+                "weights": weight_bytes(size),
+                "plain": plain.peak(plan()),
+                **{f"PALP, {title}": palp.peak(one) for title, one in plans.items()},
+                "plain, checkpointing": plain.peak(plan(checkpointing=True)),
+            }
+        print(".", end="", flush=True)
+    print()
+    return found

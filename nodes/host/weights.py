@@ -26,9 +26,11 @@ def owned_weights(module: nn.Module, upcast: Iterable[nn.Module] = ()) -> Genera
     Args:
         module: whose weights are exchanged.
         upcast: parts of it that compute in float32 whatever their weights are kept in. These get float32 copies for the time being: cast at
-            every use, autograd would keep just such a copy of each weight until the backward pass, and make it anew in every step.
+            every use, autograd would keep just such a copy of each weight until the backward pass, and make it anew in every step. Tables
+            that are only looked up in stay as they are.
     """
-    in_float32 = {id(parameter) for part in upcast for parameter in part.parameters() if parameter.is_floating_point()}
+    computing = [module for part in upcast for module in part.modules() if not isinstance(module, nn.Embedding)]
+    in_float32 = {id(parameter) for module in computing for parameter in module.parameters(recurse=False) if parameter.is_floating_point()}
 
     def owned(tensor: Tensor) -> Tensor:
         alias = frozen_alias(tensor)
