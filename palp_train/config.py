@@ -127,7 +127,8 @@ class TrainConfig:
         "fp16 scales its loss. Another precision than the model's own casts weights as they are used, which takes memory.",
     )
     gradient_checkpointing: str = choice(
-        CHECKPOINTING, "on: far less memory, about a third slower. off: faster. auto: on where an estimate says that training would not fit otherwise."
+        CHECKPOINTING,
+        "on: far less memory, about a third slower. off: faster. auto: on where training would not fit otherwise; what it takes is foreseen before it starts.",
     )
 
     def __post_init__(self) -> None:

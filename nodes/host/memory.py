@@ -60,6 +60,7 @@ class StepMemory:
         self._picture = max(task.pictures, key=lambda picture: picture.latent.numel())
         self._batch_size = train.batch_size
         prompts = {picture.prompt for picture in task.pictures}
+        task.text_encoder(self._picture.prompt)  # what encoders keep for the run is made now
         with LiveMemory() as live:
             personal = task.text_encoder(self._picture.prompt)
             self._text = live.now * min(len(prompts), train.batch_size)

@@ -1,6 +1,6 @@
 """One training run on the host's objects, from pictures to a file."""
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...palp_train.activations import activations_kept, blocks_recomputed
 from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from ...palp_train.config import LossConfig, TrainConfig
+from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
 from ...palp_train.errors import InputError, is_out_of_memory
 from ...palp_train.lora import Lora, injected_lora
@@ -76,6 +77,58 @@ def run(job: Job) -> Outcome:
         InputError: an input cannot be used, or memory ran out; nothing is kept.
         UnstableTrainingError: the loss stopped being finite.
     """
+    with prepared(job) as training:
+        with Meter(training.session.device) as meter, _memory_advice(job):
+            expected = training.needed and training.needed + meter.in_use()
+            reports = list(_shown(training.steps(), job.train.steps))
+        return Outcome(
+            lora=training.learned_lora(),
+            words=training.learned_words(),
+            steps=reports,
+            seconds=meter.seconds,
+            peak_memory=meter.peak_memory,
+            expected_memory=expected,
+            device=str(training.session.device),
+            dtype=str(training.task.denoiser.dtype).removeprefix("torch."),
+            notes=_notes(job, bool(training.words)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run that is ready to make its steps; it may be looked at between them."""
+
+    job: Job
+    session: Session
+    task: Task
+    lora: Lora
+    words: Sequence[WordEmbedding]
+    generator: torch.Generator
+    plans: Sequence[Plan]
+    needed: int | None
+    """Bytes that a step is expected to take beside what is in use; None where that could not be traced."""
+
+    def steps(self) -> Iterator[StepReport]:
+        """The steps, each made when it is asked for."""
+        vectors = [vector for word in self.words for vector in word.parameters()]
+        return train(self.task, self.lora.parameters(), vectors, self.job.train, self.job.loss, self.generator, self.plans)
+
+    def learned_lora(self) -> dict[str, Tensor]:
+        """The LoRA as it is now, by the names that its file has."""
+        return named_tensors(self.session.model.model, self.lora)
+
+    def learned_words(self) -> list[WordEmbedding]:
+        """The words as they are now, as plain tensors on the CPU."""
+        return [_loaded(word) for word in self.words]
+
+
+@contextmanager
+def prepared(job: Job) -> Generator[Training, None, None]:
+    """Within: everything is checked, loaded and encoded, and the LoRA is in the network; after: the user's models are as they were.
+
+    Raises:
+        InputError: an input cannot be used.
+    """
     require("model", job.model, "Load a checkpoint with a diffusion model.")
     require("clip", job.clip, "Load the text encoders with Load CLIP or Dual CLIP Loader.")
     require("vae", job.vae, "Load the model's VAE with Load VAE.")
@@ -93,29 +146,20 @@ def run(job: Job) -> Outcome:
         with injected_lora(network, adapted_layers(network, job.train.layers), job.train.rank, generator) as lora:
             words = _new_words(session, job, learned) if learned else []
             text_encoder = fixed_encoder or HostTextEncoder(session.clip, words)
-            pictures = [picture.to(session.device) for picture in pictures]
-            refuse_foreign_clip(HostDenoiser(session.model, lora), text_encoder, pictures[0].prompt, pictures[0])
-            if teacher_encoder:
-                refuse_foreign_clip(HostDenoiser(session.teacher), teacher_encoder, job.prompts.clean, pictures[0], "teacher_clip")
-            teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
-            denoiser, checkpointed = trainable_denoisers(session.model, lora)
-            task = Task(denoiser=denoiser, checkpointed=checkpointed, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
+            task = _task(job, session, lora, [picture.to(session.device) for picture in pictures], text_encoder, teacher_encoder)
             memory, free = StepMemory(task, session.networks, job.train, job.loss), comfy.model_management.get_free_memory(session.device)
-            plans, expected = planned(memory, job.train, job.loss, free, session.device.type)
-            with Meter(session.device) as meter, _memory_advice(job):
-                expected = expected and expected + meter.in_use()
-                reports = list(_steps(job, task, lora, words, generator, plans))
-            return Outcome(
-                lora=named_tensors(session.model.model, lora),
-                words=[_loaded(word) for word in words],
-                steps=reports,
-                seconds=meter.seconds,
-                peak_memory=meter.peak_memory,
-                expected_memory=expected,
-                device=str(session.device),
-                dtype=str(denoiser.dtype).removeprefix("torch."),
-                notes=_notes(job, bool(learned)),
-            )
+            plans, needed = planned(memory, job.train, job.loss, free, session.device.type)
+            yield Training(job=job, session=session, task=task, lora=lora, words=words, generator=generator, plans=plans, needed=needed)
+
+
+def _task(job: Job, session: Session, lora: Lora, pictures: Sequence[Picture], text_encoder: TextEncoder, teacher_encoder: TextEncoder | None) -> Task:
+    """The models as the method sees them; refuses text encoders that the models cannot read."""
+    refuse_foreign_clip(HostDenoiser(session.model, lora), text_encoder, pictures[0].prompt, pictures[0])
+    if teacher_encoder:
+        refuse_foreign_clip(HostDenoiser(session.teacher), teacher_encoder, job.prompts.clean, pictures[0], "teacher_clip")
+    teacher = Teacher(denoiser=HostDenoiser(session.teacher), text_encoder=teacher_encoder) if teacher_encoder else None
+    denoiser, checkpointed = trainable_denoisers(session.model, lora)
+    return Task(denoiser=denoiser, checkpointed=checkpointed, text_encoder=text_encoder, pictures=pictures, prompts=job.prompts, teacher=teacher)
 
 
 def trainable_denoisers(patcher: Any, lora: Lora) -> tuple[HostDenoiser, HostDenoiser]:
@@ -149,12 +193,10 @@ def _memory_advice(job: Job) -> Generator[None, None, None]:
         raise InputError("resolution", f"memory ran out at {settings.resolution}, with gradient checkpointing. Lower it, or use a smaller model.") from error
 
 
-def _steps(
-    job: Job, task: Task, lora: Lora, words: Sequence[WordEmbedding], generator: torch.Generator, plans: Sequence[Plan]
-) -> Generator[StepReport, None, None]:
-    progress = Progress(job.train.steps)
-    trainable_words = [vectors for word in words for vectors in word.parameters()]
-    for report in train(task, lora.parameters(), trainable_words, job.train, job.loss, generator, plans):
+def _shown(steps: Iterable[StepReport], total: int) -> Iterator[StepReport]:
+    """The steps, each shown on the node as it is done."""
+    progress = Progress(total)
+    for report in steps:
         progress.show(report.step)
         yield report
 
