@@ -34,16 +34,20 @@ def ratios(taken: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     return result
 
 
-def report(result: Mapping[str, Any]) -> str:
-    """The tables of a run."""
+def speed_report(result: Mapping[str, Any]) -> str:
+    """The tables of what was measured in turns."""
     lines = [f"{result['machine']}, {result['model']}, latents of {result['side']} x {result['side']}, {result['steps']} turns"]
     lines += _table(("", "seconds a step"), [(name, f"{statistics.median(taken):.3f}") for name, taken in result["seconds"].items()])
     lines += [f"{name}: {error}" for name, error in result["failed"].items()]
     measured = [
         (title, f"{r['ratio']:.2f} ({r['lower quartile']:.2f} to {r['upper quartile']:.2f})", f"{r['target']:g}") for title, r in result["ratios"].items()
     ]
-    lines += _table(("ratio", "measured (quartiles)", "target"), measured)
-    lines += _table(("peak memory of the process, training", "GiB"), [(name, f"{memory['peak'] / GIB:.2f}") for name, memory in result["memory"].items()])
+    return "\n".join(lines + _table(("ratio", "measured (quartiles)", "target"), measured))
+
+
+def alone_report(result: Mapping[str, Any]) -> str:
+    """The tables of what was measured in processes of their own."""
+    lines = _table(("peak memory of the process, training", "GiB"), [(name, f"{memory['peak'] / GIB:.2f}") for name, memory in result["memory"].items()])
     lines += _table(("fixed costs", ""), [(title, _seconds_or_share(title, value)) for title, value in result["fixed"].items()])
     grown = [(title, f"{one['step']:.2f}", f"{one['peak'] / GIB:.2f}") for title, one in result["growth"].items()]
     lines += _table(("PALP", "seconds a step", "peak GiB"), grown)

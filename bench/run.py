@@ -6,10 +6,11 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.alone import LONG_RUN, fixed_costs, growth, import_seconds, in_own_process, memory_of
 from bench.choice import MEMORY, MODELS, SPEED, contender, use_host
-from bench.report import foreseen_report, ratios, report
+from bench.report import alone_report, foreseen_report, ratios, speed_report
 
 
 def speed(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, str]]:
@@ -37,34 +38,29 @@ def speed(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str
     return {name: seconds[1:] for name, seconds in taken.items()}, failed
 
 
-def side_by_side(options: argparse.Namespace) -> str:
-    """Speed, memory and fixed costs of all contenders: the report; everything as JSON into the output folder."""
-    taken, failed = speed(options)
-    result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "model": options.model,
-        "side": options.side,
-        "steps": options.steps,
-        "seconds": taken,
-        "failed": failed,
-        "ratios": ratios(taken),
-        "memory": {name: in_own_process(options, "--one", name, steps=6) for name in MEMORY if name not in failed},
-        "fixed": in_own_process(options, "--fixed", steps=6),
-        "growth": growth(options) if options.growth else {},
-        "long run": in_own_process(options, "--one", "ours PALP", steps=LONG_RUN) if options.growth else {},
-        "import seconds": import_seconds(options),
-    }
+def side_by_side(options: argparse.Namespace) -> None:
+    """Speed, memory and fixed costs of all contenders, printed as they are known; everything as JSON into the output folder."""
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    result: dict[str, Any] = {"machine": machine, "model": options.model, "side": options.side, "steps": options.steps}
+    result["seconds"], result["failed"] = speed(options)
+    result["ratios"] = ratios(result["seconds"])
+    print(speed_report(result), flush=True)
+    result["memory"] = {name: in_own_process(options, "--one", name, steps=6) for name in MEMORY if name not in result["failed"]}
+    result["fixed"] = in_own_process(options, "--fixed", steps=6)
+    result["growth"] = growth(options) if options.growth else {}
+    result["long run"] = in_own_process(options, "--one", "ours PALP", steps=LONG_RUN) if options.growth else {}
+    result["import seconds"] = import_seconds(options)
     (options.out / f"bench_{options.model}_{options.side}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return report(result)
+    print(alone_report(result), flush=True)
 
 
-def foreseen(options: argparse.Namespace) -> str:
-    """What steps of published models take: the report; the bytes as JSON into the output folder."""
+def foreseen(options: argparse.Namespace) -> None:
+    """What steps of published models take; the bytes as JSON into the output folder."""
     from bench import full_size
 
     found = full_size.foreseen()
     (options.out / "memory.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return foreseen_report(found)
+    print(foreseen_report(found), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -92,8 +88,10 @@ def main() -> None:
         print(json.dumps(memory_of(options)))
     elif options.fixed:
         print(json.dumps(fixed_costs(options)))
+    elif options.memory:
+        foreseen(options)
     else:
-        print(foreseen(options) if options.memory else side_by_side(options), flush=True)
+        side_by_side(options)
     os._exit(0)  # the paced loops never end by themselves
 
 

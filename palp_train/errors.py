@@ -32,4 +32,5 @@ class UnstableTrainingError(PalpError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; only CUDA has an exception for that, other devices say so in words."""
     said = str(error)
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in said or "DefaultCPUAllocator" in said
+    words = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # the last is cuBLAS's and cuDNN's
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in said for word in words)

@@ -1,7 +1,7 @@
 """The training loop, in the order of the paper's method section: draw, noise, denoise, re-noise, score, losses, backward, step."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -96,6 +96,7 @@ def train(
     loss: LossConfig,
     generator: torch.Generator,
     plans: Sequence[Plan] = (FASTEST,),
+    ran_out: Callable[[BaseException], bool] = is_out_of_memory,
 ) -> Iterator[StepReport]:
     """Train the LoRA and the words in place, one step for each item taken.
 
@@ -109,6 +110,7 @@ def train(
         loss: the alignment branch.
         generator: on the CPU; every random number comes from it.
         plans: ways to make a step, each of which takes less memory than those before it; not empty.
+        ran_out: whether an error means that memory ran out.
 
     Yields:
         A report after each step.
@@ -133,7 +135,7 @@ def train(
             try:
                 parts = [_differentiated(task, batch, constant, config, loss, scaler, align=align, plan=left[0]) for batch in batches]
             except RuntimeError as error:
-                if len(left) == 1 or not is_out_of_memory(error):
+                if not ran_out(error) or len(left) == 1:
                     raise
                 del left[0]
         sigma = max(part.sigma for part in parts)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_management
 import torch
 
 from ...palp_train.denoiser import Denoiser, Query, TextEncoder
@@ -33,7 +34,7 @@ def refuse_foreign_clip(denoiser: Denoiser, text_encoder: TextEncoder, prompt: s
     try:
         denoiser(picture.latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=False)])
     except (RuntimeError, TypeError, AttributeError) as error:
-        if is_out_of_memory(error):
+        if ran_out_of_memory(error):
             raise
         raise InputError(name, f"the model cannot read what it writes ({_first_line(error)}). Use the CLIP that belongs to this model.") from error
 
@@ -71,6 +72,12 @@ def refuse_foreign_teacher(student: Any, teacher: Any) -> None:
     kinds = [parametrization_of(p.get_model_object("model_sampling"), name) for p, name in ((student, "model"), (teacher, "teacher_model"))]
     if not torch.equal(kinds[0].signal_scale(sigma), kinds[1].signal_scale(sigma)):
         raise InputError("teacher_model", "noise enters its pictures in another way than the model's (one is a flow, the other is not). Use a teacher alike.")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, also by the host's own word where it has one: saying so, it clears CUDA's pending error."""
+    own = getattr(comfy.model_management, "is_oom", None)
+    return bool(own and own(error)) or is_out_of_memory(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """The host's diffusion model as the method's ``Denoiser``."""
 
+import copy
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -88,6 +89,16 @@ class HostDenoiser:
         options = {**self._options, "optimized_attention_override": _pytorch_attention, "cond_or_uncond": [0] * len(rows), "sigmas": sigma}
         with self._keeping() if torch.is_grad_enabled() else nullcontext():
             return self._model.apply_model(noised, sigma, transformer_options=options, **comfy.samplers.cond_cat(rows))
+
+    def to_trace(self, inputs: Mapping[int, dict[str, Any]], sigmas: Tensor) -> "HostDenoiser":
+        """The same denoiser for tensors without data: it reads these inputs, by the conditioning's id, and these noise levels.
+
+        It is without the user's patches, which may keep what they are given.
+        """
+        clone = copy.copy(self)
+        clone.sigmas, clone._options = sigmas, {}
+        clone.model_inputs = lambda conditioning, latent: inputs[id(conditioning)]
+        return clone
 
     def model_inputs(self, conditioning: Conditioning, latent: Tensor) -> dict[str, Any]:
         """What the host's model makes of a conditioning (cross attention, pooled output with sizes ...), for one row of such latents, (1, C, H, W)."""

@@ -2,11 +2,14 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,8 +30,8 @@ MARGIN = 1.1
 """What has to be free for one byte that is needed: kernels' workspaces and the gaps of CUDA's allocator come on top."""
 HEAP = {"cpu": 1.3}
 """Bytes that a process takes for each of its tensors' bytes, by device. glibc's heap keeps gaps: measured 1.25 to 1.5, and 1.00 with a fixed mmap threshold."""
-OPTIMIZER_BYTES = 8
-"""Adam's two moments of each trained number, float32."""
+MOMENTS, GRADIENT = 8, 4
+"""Bytes of each trained number, float32: Adam's two moments, and the gradient that waits where a step takes several batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +65,21 @@ class StepMemory:
         prompts = {picture.prompt for picture in task.pictures}
         task.text_encoder(self._picture.prompt)  # what encoders keep for the run is made now
         with LiveMemory() as live:
-            personal = task.text_encoder(self._picture.prompt)
-            self._text = live.now * min(len(prompts), train.batch_size)
+            encoded = task.text_encoder(self._picture.prompt)
+            text = live.now * min(len(prompts), train.batch_size)
+        personal = {name: _leaf(value) if isinstance(value, Tensor) else value for name, value in encoded.items()}
         self._prompts = replace(constant_conditionings(task, loss), personal=[personal] * train.batch_size)
         self._inputs = self._model_inputs()
         trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
-        self._optimizer = OPTIMIZER_BYTES * trained
+        self.fixed = text + trained * (MOMENTS + GRADIENT * (train.gradient_accumulation > 1))
+        """Bytes that do not depend on the plan or the pictures."""
 
     def peak(self, plan: Plan) -> int:
         """The most that is alive at any time of a step by this plan."""
         training = self._training_pass(plan.checkpointing)
         alignment = self._alignment(plan.rows)
         beside = alignment.peak if plan.estimate_first else training.kept + alignment.peak
-        return self._text + self._optimizer + max(training.peak, beside)
+        return self.fixed + max(training.peak, beside)
 
     def _training_pass(self, checkpointing: bool) -> Pass:
         """Forward and backward."""
@@ -94,11 +99,12 @@ class StepMemory:
         if most == 0:
             return Pass()
         if rows in (None, 1) or rows >= most:
-            return self._trace(("alignment", rows and min(rows, most), most), lambda live, task, noised, sigma: self._align(live, task, noised, sigma, rows))
+            depends_on = (self._loss.method, self._loss.alignment_scale == 1, self._loss.personalization_scale == 1)
+            return self._trace(("alignment", rows and min(rows, most), *depends_on), partial(self._align, rows))
         one, all_of_them = self._alignment(1).peak, self._alignment(None).peak
         return Pass(peak=one + (all_of_them - one) * (rows - 1) // (most - 1))
 
-    def _align(self, live: LiveMemory, task: Task, noised: Tensor, sigma: Tensor, rows: int | None) -> int:
+    def _align(self, rows: int | None, live: LiveMemory, task: Task, noised: Tensor, sigma: Tensor) -> int:
         teacher = in_parts(task.teacher.denoiser, rows) if task.teacher else None
         alignment_score(in_parts(task.denoiser, rows), noised, noised, sigma, self._prompts, self._loss, teacher)
         return live.now
@@ -111,7 +117,7 @@ class StepMemory:
                 noised, sigma = empty((latent.expand(self._batch_size, *latent.shape), latent.new_empty(self._batch_size)))
                 inputs = {key: {name: _with_cond(cond, empty(cond.cond)) for name, cond in one.items()} for key, one in self._inputs.items()}
                 with LiveMemory() as live:
-                    kept = run(live, _reading(self._task, inputs, empty), noised, sigma)
+                    kept = run(live, _to_trace(self._task, inputs, empty), noised, sigma)
             _traced[key] = Pass(kept=kept, peak=live.peak)
         return _traced[key]
 
@@ -155,27 +161,37 @@ def planned(memory: StepMemory, config: TrainConfig, loss: LossConfig, free: flo
             needed = heap * memory.peak(plan)
             if MARGIN * needed <= free:
                 return possible[number:], int(needed)
-    except (RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # whatever somebody's network does that has no meaning without data: it may train all the same
         logging.warning("PALP: this model's memory cannot be foreseen; training tries what fits. %s", error)
         return possible, None
     if needed > free:
-        raise _too_large(config, needed, max(free, 0))
+        raise _too_large(config, needed, heap * memory.fixed, max(free, 0))
     return possible[-1:], int(needed)
 
 
-def _too_large(config: TrainConfig, needed: float, free: float) -> InputError:
-    """The error whose name is the setting that helps most; both in bytes."""
+def free_memory(device: torch.device) -> float:
+    """Bytes; without end on DirectML, of which the host does not know."""
+    return math.inf if device.type == "privateuseone" else comfy.model_management.get_free_memory(device)
+
+
+def _too_large(config: TrainConfig, needed: float, fixed: float, free: float) -> InputError:
+    """The error whose name is the setting that helps most; bytes that a step needs, those of them that no setting here changes, and that are free."""
     problem = f"a step needs {needed / GIB:.1f} GiB beside the models, and {free / GIB:.1f} GiB are free."
     if config.gradient_checkpointing == "off":
         return InputError("gradient_checkpointing", f"without it {problem} Set it to auto.")
     if config.batch_size > 1:
-        one = needed / config.batch_size / GIB
-        return InputError(
-            "batch_size", f"{problem} Set it to 1, where a step needs about {one:.1f} GiB, and gradient_accumulation {config.batch_size} times as high."
-        )
-    side = int(config.resolution * (free / MARGIN / needed) ** 0.5) // 64 * 64  # what is needed grows with the area
+        one = (fixed + (needed - fixed) / config.batch_size) / GIB
+        lower = f"Set it to 1, where a step needs about {one:.1f} GiB, and gradient_accumulation {config.batch_size} times as high."
+        return InputError("batch_size", f"{problem} {lower}")
+    share = max(free / MARGIN - fixed, 0) / (needed - fixed)  # what depends on the pictures grows with their area
+    side = int(config.resolution * share**0.5) // 64 * 64
     lower = f"Set it to {side}." if side >= 64 else "Use a smaller model, or free memory."
     return InputError("resolution", f"at {config.resolution} {problem} {lower}")
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """The same values without the graph behind them, which would stay in memory."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 @contextmanager
@@ -198,14 +214,11 @@ def _with_cond(cond: Any, value: Any) -> Any:
     return clone
 
 
-def _reading(task: Task, inputs: Mapping[int, Any], empty: Callable[[Any], Any]) -> Task:
-    """The task with denoisers that read these inputs in the place of conditionings, and whose table of noise levels has no data."""
+def _to_trace(task: Task, inputs: Mapping[int, Any], empty: Callable[[Any], Any]) -> Task:
+    """The task with denoisers that can be traced."""
 
-    def reading(denoiser: Any) -> Any:
-        clone = copy.copy(denoiser)
-        clone.sigmas = empty(denoiser.sigmas)
-        clone.model_inputs = lambda conditioning, _latent: inputs[id(conditioning)]
-        return clone
+    def traceable(denoiser: Any) -> Any:
+        return denoiser.to_trace(inputs, empty(denoiser.sigmas))
 
-    teacher = task.teacher and replace(task.teacher, denoiser=reading(task.teacher.denoiser))
-    return replace(task, denoiser=reading(task.denoiser), checkpointed=task.checkpointed and reading(task.checkpointed), teacher=teacher)
+    teacher = task.teacher and replace(task.teacher, denoiser=traceable(task.teacher.denoiser))
+    return replace(task, denoiser=traceable(task.denoiser), checkpointed=task.checkpointed and traceable(task.checkpointed), teacher=teacher)

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -14,16 +13,16 @@ from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from ...palp_train.config import LossConfig, TrainConfig
 from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
-from ...palp_train.errors import InputError, is_out_of_memory
+from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora, injected_lora
 from ...palp_train.plan import Plan
 from ...palp_train.prompts import PromptSet
 from ...palp_train.trainer import Picture, StepReport, Task, Teacher, train
-from .checks import refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
+from .checks import ran_out_of_memory, refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
 from .denoiser import HostDenoiser, parametrization_of
 from .families import adapted_layers, family_of, trainable_blocks
 from .lora import named_tensors
-from .memory import StepMemory, planned
+from .memory import StepMemory, free_memory, planned
 from .meter import Meter
 from .pictures import SubjectPictures, encode_pictures, mask_weight
 from .progress import Progress
@@ -77,8 +76,8 @@ def run(job: Job) -> Outcome:
         InputError: an input cannot be used, or memory ran out; nothing is kept.
         UnstableTrainingError: the loss stopped being finite.
     """
-    with prepared(job) as training:
-        with Meter(training.session.device) as meter, _memory_advice(job):
+    with _memory_advice(job), prepared(job) as training:
+        with Meter(training.session.device) as meter:
             expected = training.needed and training.needed + meter.in_use()
             reports = list(_shown(training.steps(), job.train.steps))
         return Outcome(
@@ -111,7 +110,7 @@ class Training:
     def steps(self) -> Iterator[StepReport]:
         """The steps, each made when it is asked for."""
         vectors = [vector for word in self.words for vector in word.parameters()]
-        return train(self.task, self.lora.parameters(), vectors, self.job.train, self.job.loss, self.generator, self.plans)
+        return train(self.task, self.lora.parameters(), vectors, self.job.train, self.job.loss, self.generator, self.plans, ran_out_of_memory)
 
     def learned_lora(self) -> dict[str, Tensor]:
         """The LoRA as it is now, by the names that its file has."""
@@ -147,7 +146,7 @@ def prepared(job: Job) -> Generator[Training, None, None]:
             words = _new_words(session, job, learned) if learned else []
             text_encoder = fixed_encoder or HostTextEncoder(session.clip, words)
             task = _task(job, session, lora, [picture.to(session.device) for picture in pictures], text_encoder, teacher_encoder)
-            memory, free = StepMemory(task, session.networks, job.train, job.loss), comfy.model_management.get_free_memory(session.device)
+            memory, free = StepMemory(task, session.networks, job.train, job.loss), free_memory(session.device)
             plans, needed = planned(memory, job.train, job.loss, free, session.device.type)
             yield Training(job=job, session=session, task=task, lora=lora, words=words, generator=generator, plans=plans, needed=needed)
 
@@ -183,7 +182,7 @@ def _memory_advice(job: Job) -> Generator[None, None, None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
         settings = job.train
         if settings.gradient_checkpointing == "off":

@@ -1,5 +1,6 @@
 """Plans: every one computes the same step, takes what it says at once, and is left for the next where memory runs out."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,25 @@ def test_where_memory_runs_out_the_step_is_made_again_by_halves_and_nothing_is_l
     torch.testing.assert_close((lora, word), (expected_lora, expected_word))
     assert [report.plan for report in reports] == [Plan(rows=2)] * 3
     assert [rows for rows, grad in asked if not grad][:4] == [8, 4, 2, 2]
+
+
+def test_gradients_of_a_step_that_failed_half_way_are_forgotten():
+    """Memory runs out on the second of three batches, when the first has left its gradient."""
+    network, calls = NetworkDenoiser(EpsilonPrediction()), itertools.count(1)
+    task = task_of(network)
+    encode = task.text_encoder
+
+    def runs_out_once(prompt):
+        if next(calls) == 4:  # two constant prompts, the first batch's, the second's
+            raise torch.OutOfMemoryError("once")
+        return encode(prompt)
+
+    failing = replace(task, text_encoder=runs_out_once)
+    config, loss = TrainConfig(steps=1, batch_size=2, gradient_accumulation=3), LossConfig()
+    found = list(train(failing, [network.personal], [encode.word], config, loss, torch.Generator().manual_seed(0), plans("auto", 8)))
+    assert found[0].plan == Plan(rows=4)
+    expected = learned([FASTEST], gradient_accumulation=3, steps=1)[2]
+    assert found[0].gradient_norm == pytest.approx(expected[0].gradient_norm)
 
 
 def test_where_the_training_pass_itself_runs_out_its_blocks_are_recomputed():
