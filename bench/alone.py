@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from bench.choice import contender, models_of
+from bench.choice import ROOT, contender, models_of
 
-ROOT = Path(__file__).resolve().parent.parent
 LONG_RUN = 500
 
 

@@ -38,6 +38,11 @@ class FullSize:
         """Such an output."""
         return {name: shape and torch.ones(shape) for name, shape in {"cross_attn": self.text, **self.more}.items()}
 
+    def model(self) -> Any:
+        """The host's BaseModel in bfloat16, without weights."""
+        configuration = getattr(comfy.supported_models, self.host_class)({**self.network, "dtype": torch.bfloat16})
+        return configuration.get_model({}, device=torch.device("meta"))
+
 
 def _unet(**special: Any) -> dict[str, Any]:
     return dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False) | special
@@ -62,7 +67,6 @@ _SD3 = dict(
     in_channels=16,
     input_size=None,
     adm_in_channels=2048,
-    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096}},
     pos_embed_scaling_factor=None,
 )
 _STREAMS = dict(in_channels=16, out_channels=16, context_in_dim=4096, hidden_size=3072, num_heads=24, mlp_ratio=4.0, depth=19, depth_single_blocks=38)
@@ -139,8 +143,7 @@ def step_memory(size: FullSize, method: str, **train: Any) -> Generator[Any, Non
     part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
     families, training, session, config = (part(name) for name in ("nodes.host.families", "nodes.host.training", "nodes.host.session", "palp_train.config"))
     trainer, prompts = part("palp_train.trainer"), part("palp_train.prompts")
-    configuration = getattr(comfy.supported_models, size.host_class)({**size.network, "dtype": torch.bfloat16})
-    model = configuration.get_model({}, device=torch.device("meta"))
+    model = size.model()
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
     settings, network = config.TrainConfig(**train), model.diffusion_model
     with (
@@ -160,9 +163,7 @@ def step_memory(size: FullSize, method: str, **train: Any) -> Generator[Any, Non
 
 def weight_bytes(size: FullSize) -> int:
     """Of the network in bfloat16."""
-    configuration = getattr(comfy.supported_models, size.host_class)({**size.network, "dtype": torch.bfloat16})
-    network = configuration.get_model({}, device=torch.device("meta")).diffusion_model
-    return sum(parameter.nbytes for parameter in network.parameters())
+    return sum(parameter.nbytes for parameter in size.model().diffusion_model.parameters())
 
 
 def foreseen() -> dict[str, dict[str, float]]:

@@ -9,6 +9,13 @@ SETTINGS = dict(steps=3, learning_rate=1e-2, rank=4, batch_size=1, seed=0, word_
 TARGET = "a sketch of [V] in Paris"
 
 
+def family(name, **arguments):
+    """A tiny model of a family in ``tiny_families.FAMILIES``."""
+    import tiny_families
+
+    return tiny_families.FAMILIES[name](**arguments)
+
+
 def subject(nodes, **changes):
     given = dict(images=[torch.rand(2, 64, 48, 3)], class_word="cat", placeholder="[V]", personalization_prompt="a photo of [V]") | changes
     return nodes.PalpSubject.execute(**{k: v if isinstance(v, list) else [v] for k, v in given.items()})[0]

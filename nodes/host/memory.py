@@ -70,6 +70,7 @@ class StepMemory:
         personal = {name: _leaf(value) if isinstance(value, Tensor) else value for name, value in encoded.items()}
         self._prompts = replace(constant_conditionings(task, loss), personal=[personal] * train.batch_size)
         self._inputs = self._model_inputs()
+        self._depends_on = self._shapes()
         trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
         self.fixed = text + trained * (MOMENTS + GRADIENT * (train.gradient_accumulation > 1))
         """Bytes that do not depend on the plan or the pictures."""
@@ -110,12 +111,12 @@ class StepMemory:
         return live.now
 
     def _trace(self, part: Hashable, run: Callable[..., int]) -> Pass:
-        key = (part, self._depends_on())
+        key = (part, self._depends_on)
         if key not in _traced:
             with _no_data(self._networks) as empty:
                 latent = self._picture.latent
                 noised, sigma = empty((latent.expand(self._batch_size, *latent.shape), latent.new_empty(self._batch_size)))
-                inputs = {key: {name: _with_cond(cond, empty(cond.cond)) for name, cond in one.items()} for key, one in self._inputs.items()}
+                inputs = {which: {name: _with_cond(cond, empty(cond.cond)) for name, cond in one.items()} for which, one in self._inputs.items()}
                 with LiveMemory() as live:
                     kept = run(live, _to_trace(self._task, inputs, empty), noised, sigma)
             _traced[key] = Pass(kept=kept, peak=live.peak)
@@ -129,7 +130,8 @@ class StepMemory:
         own = {id(c): denoiser.model_inputs(c, latent) for c in (*prompts.personal[:1], prompts.personal_empty)}
         return own | {id(c): pretrained.model_inputs(c, latent) for c in (prompts.clean, prompts.empty, prompts.bad) if c is not None}
 
-    def _depends_on(self) -> Hashable:
+    def _shapes(self) -> Hashable:
+        """All that a trace of these networks depends on."""
         parameters = [p for network in self._networks for p in network.parameters()]
         conds = [cond.cond for inputs in self._inputs.values() for cond in inputs.values()]
         tensors = [leaf for leaf in pytree.tree_leaves(conds) if isinstance(leaf, Tensor)]
@@ -162,7 +164,7 @@ def planned(memory: StepMemory, config: TrainConfig, loss: LossConfig, free: flo
             if MARGIN * needed <= free:
                 return possible[number:], int(needed)
     except Exception as error:  # whatever somebody's network does that has no meaning without data: it may train all the same
-        logging.warning("PALP: this model's memory cannot be foreseen; training tries what fits. %s", error)
+        logging.warning("PALP: this model's memory cannot be foreseen; training tries what fits. %s", error, exc_info=True)
         return possible, None
     if needed > free:
         raise _too_large(config, needed, heap * memory.fixed, max(free, 0))

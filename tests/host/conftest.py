@@ -3,6 +3,7 @@
 from importlib import import_module
 
 import pytest
+from host_calls import sampled
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +14,22 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def errors(pack):
     return import_module(f"{pack.__name__}.palp_train.errors")
+
+
+@pytest.fixture(scope="module")
+def part(pack):
+    """Imports a module of the pack by its name."""
+    return lambda name: import_module(f"{pack.__name__}.{name}")
+
+
+@pytest.fixture(scope="module")
+def models(pack):
+    """A tiny SD 1.x that has been sampled with: the host's own loading leaves its marks."""
+    import tiny_models
+
+    made = tiny_models.sd15()
+    sampled(made)
+    return made
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_calls import encoded, subject, train
+from host_calls import denoised, encoded, family, subject, train
 from safetensors.torch import load_file
 from trainable import FAMILIES
 
@@ -22,12 +22,6 @@ def export(nodes, output, monkeypatch):
         return [load_file(path), *(load_file(file) for file in sorted(embeddings.glob("*.safetensors")))]
 
     return run
-
-
-def tiny(name):
-    import tiny_families
-
-    return tiny_families.FAMILIES[name]()
 
 
 def learned(nodes, models, **changes):
@@ -59,7 +53,7 @@ def diffusers_unet(models, name):
 
 @pytest.mark.parametrize("name", UNETS)
 def test_diffusers_own_loader_gives_the_network_that_apply_gives(nodes, export, name):
-    models = tiny(name)
+    models = family(name)
     unet, untouched = diffusers_unet(models, name), diffusers_unet(models, name)
     palp_lora = learned(nodes, models)
     tensors = export(palp_lora, "diffusers")[0]
@@ -98,7 +92,7 @@ def diffusers_transformer(name):
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_diffusers_own_loader_takes_every_tensor_of_a_transformer(nodes, export, name):
-    models = tiny(name)
+    models = family(name)
     tensors = export(learned(nodes, models, layers="attention"), "diffusers")[0]
     transformer = diffusers_transformer(name)
     transformer.load_lora_adapter(tensors, prefix="transformer")
@@ -112,7 +106,7 @@ def test_diffusers_own_loader_takes_every_tensor_of_a_transformer(nodes, export,
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_written_in_every_format_or_refused_by_words(nodes, export, errors, name):
-    models = tiny(name)
+    models = family(name)
     palp_lora = learned(nodes, models)
     kohya = export(palp_lora, "kohya + embedding")[0]
     assert len(kohya) == len(palp_lora.lora) and all(key.startswith("lora_unet_") and key.count(".") <= 2 for key in kohya)
@@ -126,11 +120,9 @@ def test_every_family_is_written_in_every_format_or_refused_by_words(nodes, expo
 
 
 def test_the_kohya_file_gives_what_apply_gives_in_the_stock_loader_for_a_family_without_kohya_names(nodes, export, output, caplog):
-    from host_calls import denoised
-
     import nodes as host_nodes
 
-    models = tiny("flux")
+    models = family("flux")
     palp_lora = learned(nodes, models)
     export(palp_lora, "kohya + embedding")
     model, clip, _ = nodes.ApplyPalpLora.execute(models.model, models.clip, palp_lora, 1.0).args
@@ -143,7 +135,7 @@ def test_the_kohya_file_gives_what_apply_gives_in_the_stock_loader_for_a_family_
 
 
 def test_a_bundle_holds_kohya_names_and_the_word_as_a1111_reads_it(nodes, export):
-    palp_lora = learned(nodes, tiny("sdxl"))
+    palp_lora = learned(nodes, family("sdxl"))
     bundle = export(palp_lora, "a1111 bundle", "my.cat")[0]
     words = {}
     for key in bundle:  # as A1111 takes them apart: first the module, then the embedding's name, then its part
@@ -161,7 +153,7 @@ def test_several_words_are_exported_as_a_numbered_file_each(nodes, export):
     both = nodes.PalpSubject.execute(
         images=[torch.rand(1, 64, 64, 3)], class_word=["toy"], placeholder=["[W]"], personalization_prompt=["a [W]"], previous=[subject(nodes)]
     )[0]
-    palp_lora = learned(nodes, tiny("sd15"), subject=both, target_prompt="[V] with [W]")
+    palp_lora = learned(nodes, family("sd15"), subject=both, target_prompt="[V] with [W]")
     _, first, second = export(palp_lora, "kohya + embedding")
     assert torch.equal(first["clip_l"], palp_lora.words[0].vectors["clip_l"]) and torch.equal(second["clip_l"], palp_lora.words[1].vectors["clip_l"])
 

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_calls import TARGET, denoised, encoded, everything, sampled, subject, train
+from host_calls import TARGET, denoised, encoded, everything, family, sampled, subject, train
 from trainable import FAMILIES, differentiable_loss
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def models(request, pack):
-    import tiny_families
-
-    made = tiny_families.FAMILIES[request.param]()
+    made = family(request.param)
     sampled(made)  # the host's own loading leaves its marks; they are not ours to remove
     return made
 

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from host_calls import family
 from trainable import FAMILIES, differentiable_loss, lora_pairs
 
 DEAD = ("transformer_blocks.1.attn.to_add_out", "transformer_blocks.1.attn.add_q_proj")
@@ -26,9 +27,7 @@ def assert_gradient_is_the_finite_difference(loss, parameter, step, tolerance):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def models(request, pack):
-    import tiny_families
-
-    return tiny_families.FAMILIES[request.param](dtype=torch.float64)
+    return family(request.param, dtype=torch.float64)
 
 
 @CHECKPOINTING

@@ -3,20 +3,14 @@
 import re
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import torch
-from host_calls import portrait, sampled, train
+from host_calls import family, portrait, train
 from torch._subclasses.fake_tensor import FakeTensor
 from trainable import FAMILIES
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def part(pack):
-    return lambda name: import_module(f"{pack.__name__}.{name}")
 
 
 @contextmanager
@@ -43,15 +37,6 @@ def step_memory(part, models, *, side=None, teacher=None, loss=None, **train_set
             yield part("nodes.host.memory").StepMemory(task, held.networks, settings, config.LossConfig(**(loss or {}))), task, lora
 
 
-@pytest.fixture(scope="module")
-def models(pack):
-    import tiny_models
-
-    made = tiny_models.sd15()
-    sampled(made)
-    return made
-
-
 def counted_step(part, task, lora, plan):
     """Bytes that the trainer's own step takes on real tensors, by plan."""
     trainer, config = part("palp_train.trainer"), part("palp_train.config")
@@ -69,9 +54,7 @@ def counted_step(part, task, lora, plan):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_traced_without_data_is_what_a_step_takes(part, pack, name):
-    import tiny_families
-
-    models, plans = tiny_families.FAMILIES[name](), part("palp_train.plan")
+    models, plans = family(name), part("palp_train.plan")
     with step_memory(part, models, side=None if name == "pixart" else 16, batch_size=2) as (memory, task, lora):
         for plan in (plans.FASTEST, plans.Plan(rows=1), plans.Plan(estimate_first=True), plans.Plan(checkpointing=True)):
             optimizer = sum(8 * p.numel() for p in lora.parameters())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_calls import everything, sampled
+from host_calls import everything, family, sampled
 from torch._subclasses.fake_tensor import FakeTensor
 
 
@@ -267,10 +267,8 @@ def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_be
 
 
 def test_text_encoders_that_do_not_learn_encode_each_prompt_once(pack, output):
-    import tiny_families
-
     session, text = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("session", "text_encoder"))
-    models, runs = tiny_families.FAMILIES["flux"](), []
+    models, runs = family("flux"), []
     with torch.inference_mode():
         expected = models.clip.encode_from_tokens(models.clip.tokenize("a cat"))
         before = everything(models)
