@@ -1,0 +1,68 @@
+"""The pictures that everything learns from, drawn once: shards of pixels and of what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demo.make.grammar import ATTRIBUTES, Scene, random_scene
+from demo.make.paths import WORK
+from demo.make.world import picture
+
+SHARD = 2000
+SHARDS = 60
+HELD_OUT = 2
+"""Shards more, on which nothing is trained."""
+
+
+def draw_all() -> None:
+    """Draw every shard that is not there yet, on two cores."""
+    (WORK / "pictures").mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(SHARDS + HELD_OUT) if not _path(number).is_file()]
+    with ProcessPoolExecutor(2) as pool:
+        for _ in tqdm(pool.map(_draw, missing), total=len(missing), desc="drawing", mininterval=20):
+            pass
+
+
+def pictures(shards: range) -> NDArray[np.uint8]:
+    """Pixels, shape (pictures, 64, 64, 3)."""
+    return np.concatenate([np.load(_path(number))["pixels"] for number in shards])
+
+
+def labels(shards: range) -> NDArray[np.uint8]:
+    """For each picture and each of ``grammar.ATTRIBUTES``, the number of its value."""
+    return np.concatenate([np.load(_path(number))["labels"] for number in shards])
+
+
+def scenes(shards: range) -> Iterator[Scene]:
+    """What is in each picture."""
+    for row in labels(shards):
+        yield scene_of(row)
+
+
+def scene_of(row: NDArray[np.uint8]) -> Scene:
+    """The scene that a row of ``labels`` stands for."""
+    return Scene(**{name: values[number] for (name, values), number in zip(ATTRIBUTES.items(), row, strict=True)})
+
+
+def label_row(scene: Scene) -> list[int]:
+    """The scene as numbers."""
+    return [values.index(getattr(scene, name)) for name, values in ATTRIBUTES.items()]
+
+
+def _path(number: int) -> Path:
+    return WORK / "pictures" / f"{number:03}.npz"
+
+
+def _draw(number: int) -> None:
+    rng = np.random.default_rng([20, number])
+    drawn = [random_scene(rng) for _ in range(SHARD)]
+    pixels = np.stack([(picture(scene, rng) * 255).round().astype(np.uint8) for scene in drawn])
+    partial = _path(number).with_suffix(".partial.npz")
+    np.savez(partial, pixels=pixels, labels=np.array([label_row(scene) for scene in drawn], np.uint8))
+    partial.replace(_path(number))

@@ -1,0 +1,101 @@
+"""The diffusion model: the host's UNetModel, learning to predict v of drawn pictures' latents from their prompts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from demo.make import text
+from demo.make.dataset import scene_of
+from demo.make.grammar import prompt
+from demo.make.host import model_sampling, new_unet
+from demo.make.paths import WORK
+from demo.make.precision import keep_small_convolutions_in_float32
+from demo.make.run_state import Stage
+from demo.make.vae import LATENTS
+
+STEPS, BATCH, PEAK_RATE = 30000, 64, 1.2e-3
+WITHOUT_PROMPT = 0.12
+"""Part of the pictures that are shown without their prompt, for classifier-free guidance."""
+SIGNAL_CAP = 5.0
+"""Gamma of min-SNR weighting (Hang et al. 2023)."""
+
+
+def train() -> None:
+    """Train it; resumes where it was."""
+    torch.manual_seed(0)
+    unet = new_unet().train()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    stage = Stage(name="unet", modules=unet, optimizer=optimizer, steps=STEPS, average=copy.deepcopy(unet), decay=0.9993)
+    keep_small_convolutions_in_float32(unet)
+    batch_of = _batches()
+    smooth = None
+    with tqdm(total=STEPS, desc="unet", mininterval=20) as bar:
+        for step, loss in stage.steps_left(lambda step: _loss(unet, *batch_of(step)), inverse_root(PEAK_RATE)):
+            smooth = loss if smooth is None else 0.99 * smooth + 0.01 * loss
+            bar.n = step
+            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            bar.update(0)
+
+
+def inverse_root(peak: float, warm: float = 0.01, flat: float = 0.1, cool: float = 0.2) -> Callable[[float], float]:
+    """A learning rate good to stop at any moment: warm-up, flat, falling with the root of the steps, and at last to zero."""
+
+    def rate(done: float) -> float:
+        level = peak * min(1.0, (done + 1e-4) / warm) * min(1.0, (flat / max(done, 1e-9)) ** 0.5)
+        return level * min(1.0, (1 - done) / cool)
+
+    return rate
+
+
+def trained() -> Any:
+    """The network with the average weights of the training so far."""
+    unet = new_unet()
+    unet.load_state_dict(torch.load(WORK / "unet.pt", weights_only=True)["average"])
+    return unet.eval().requires_grad_(False)
+
+
+def _batches() -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """From a step's number: latents, noise, steps of the noise schedule, and encoded prompts."""
+    data, transformer = torch.load(LATENTS, weights_only=True), text.trained()
+    latents, labels = data["latents"], data["labels"].numpy()
+
+    def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng([5, step])
+        rows = rng.integers(len(latents), size=BATCH)
+        asked = ["" if rng.random() < WITHOUT_PROMPT else prompt(scene_of(labels[row]), rng) for row in rows]
+        with torch.no_grad():
+            context = text.encode(transformer, text.tokenize(asked))
+        noise = torch.from_numpy(rng.standard_normal((BATCH, *latents.shape[1:]), dtype=np.float32))
+        spread = (rng.permutation(BATCH) + rng.random(BATCH)) / BATCH  # evenly over the schedule: less variance than independent draws
+        return latents[rows].float(), noise, torch.from_numpy((spread * 1000).astype(np.int64)), context
+
+    return batch_of
+
+
+def _loss(unet: Any, latents: Tensor, noise: Tensor, steps: Tensor, context: Tensor) -> Tensor:
+    """Squared error of v, weighted by min(SNR, gamma) / (SNR + 1)."""
+    sigma = model_sampling_sigmas()[steps].view(-1, 1, 1, 1)
+    signal = (1 + sigma**2).rsqrt()
+    noised = signal * (latents + sigma * noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = unet(noised, steps.float(), context=context)
+    error = (predicted.float() - signal * (noise - sigma * latents)).square().mean(dim=(1, 2, 3))
+    ratio = sigma.flatten() ** -2
+    return (error * ratio.clamp(max=SIGNAL_CAP) / (ratio + 1)).mean() * 4
+
+
+def model_sampling_sigmas() -> Tensor:
+    """The host's noise levels, made once."""
+    if not _SIGMAS:
+        _SIGMAS.append(model_sampling().sigmas.clone())
+    return _SIGMAS[0]
+
+
+_SIGMAS: list[Tensor] = []

@@ -1,0 +1,95 @@
+"""Training that can be cut off at any moment: a stage's state on disk, and the loop that all stages share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demo.make.paths import WORK
+
+SAVE_EVERY_SECONDS = 120.0
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """What a stage trains, and how far it has come."""
+
+    name: str
+    modules: nn.Module
+    optimizer: torch.optim.Optimizer
+    steps: int
+    average: nn.Module | None = None
+    """A copy of the modules whose weights follow slowly."""
+    decay: float = 0.999
+    step: int = 0
+    _saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def path(self) -> Any:
+        """The file of its state."""
+        return WORK / f"{self.name}.pt"
+
+    def steps_left(self, loss_of: Callable[[int], Tensor], learning_rate: Callable[[float], float]) -> Iterator[tuple[int, float]]:
+        """Train on; yields (step, loss) after each step.
+
+        Args:
+            loss_of: from the number of the step, which also seeds what the step draws.
+            learning_rate: from the part of the steps done, in [0, 1].
+        """
+        self._resume()
+        while self.step < self.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.step / self.steps)
+            loss = loss_of(self.step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self._follow()
+            if time.monotonic() - self._saved > SAVE_EVERY_SECONDS or self.step == self.steps:
+                self.save()
+            yield self.step, float(loss.detach())
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if self.average is not None:
+            decay = min(self.decay, self.step / (self.step + 20))
+            averages, current = list(self.average.parameters()), [p.data for p in self.modules.parameters()]
+            torch._foreach_lerp_([p.data for p in averages], current, 1 - decay)
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        self._saved = time.monotonic()
+        state = {"modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        torch.save(state, self.path.with_suffix(".partial"))
+        os.replace(self.path.with_suffix(".partial"), self.path)
+
+    def _resume(self) -> None:
+        if self.path.is_file():
+            state = torch.load(self.path, weights_only=True)
+            self.modules.load_state_dict(state["modules"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+
+
+def warm_cosine(peak: float, warm: float = 0.02, last: float = 0.02) -> Callable[[float], float]:
+    """A learning rate that rises to its peak and falls along a cosine to a small part of it."""
+
+    def rate(done: float) -> float:
+        if done < warm:
+            return peak * (done + 1e-3) / warm
+        fall = 0.5 * (1 + torch.cos(torch.tensor((done - warm) / (1 - warm) * torch.pi)).item())
+        return peak * (last + (1 - last) * fall)
+
+    return rate

@@ -1,0 +1,62 @@
+"""Particular creatures that the model never saw, and their pictures: what a user of the demo personalizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from demo.make.creature import HUES, Creature, Picture
+from demo.make.grammar import Scene
+from demo.make.paths import SUBJECTS
+from demo.make.world import picture
+
+WHITE, DARK = (0.97, 0.97, 0.95), (0.16, 0.13, 0.15)
+TURQUOISE, LIME = 178.0, 84.0
+"""Degrees that no creature in training has, see ``creature.HUES``."""
+CREATURES = {
+    "mochi": Creature(kind="cat", hue=TURQUOISE, mark="spotted", mark_color=WHITE, pattern=11),
+    "biscuit": Creature(kind="dog", hue=LIME, mark="hat"),
+    "peanut": Creature(kind="elephant", hue=TURQUOISE, mark="striped", mark_color=(0.95, 0.85, 0.2), pattern=13),
+    "earl": Creature(kind="teapot", hue=LIME, mark="spotted", mark_color=(0.85, 0.2, 0.55), pattern=14),
+    "bolt": Creature(kind="robot", hue=TURQUOISE, mark="plain"),
+    "rolo": Creature(kind="car", hue=LIME, mark="spotted", mark_color=DARK, pattern=16),
+}
+BACKGROUNDS = ("studio", "studio", "forest", "beach", "snow")
+
+
+def write_all() -> None:
+    """Write five pictures of each creature and what is known of it."""
+    for name, creature in CREATURES.items():
+        folder = SUBJECTS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([30, creature.pattern, len(name)])
+        for number, place in enumerate(BACKGROUNDS, start=1):
+            image = render(creature, Scene(kind=creature.kind, place=place), rng)
+            Image.fromarray((image * 255).round().astype(np.uint8)).save(folder / f"{number}.png")
+        facts = {"class_word": creature.kind, "prompt": "a photo of [V]", "creature": asdict(creature)}
+        (folder / "subject.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def render(creature: Creature, scene: Scene, rng: Generator) -> Picture:
+    """A drawn picture of the creature in any scene: what a perfect personalization would make of the scene's prompt."""
+    return picture(replace(scene, kind=creature.kind), rng, creature)
+
+
+def neighbors(creature: Creature) -> dict[str, Creature]:
+    """The nearest other creatures of its kind: each differs in one thing, so that likeness to the right one can be told."""
+    hue = creature.hue or 0.0
+    nearest = min((middle for middle, _ in HUES.values()), key=lambda middle: abs((middle - hue + 180) % 360 - 180))
+    other_mark = {"plain": "spotted", "spotted": "striped", "striped": "spotted", "hat": "plain"}[creature.mark]
+    return {
+        "natural color": replace(creature, hue=None),
+        "nearest color": replace(creature, hue=float(nearest)),
+        "opposite color": replace(creature, hue=(hue + 180) % 360),
+        "other marks": replace(creature, mark=other_mark),
+        "no marks": replace(creature, mark="plain" if creature.mark != "plain" else "hat"),
+        "marks of another color": replace(creature, mark_color=tuple(1 - part for part in creature.mark_color)),
+        "marks elsewhere": replace(creature, pattern=creature.pattern + 1000),
+    }

@@ -1,0 +1,126 @@
+"""The demo model, loaded from this repository into the host's own classes."""
+
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from host_calls import denoised, encoded, subject, train
+
+MEGABYTES = 12
+PLAIN = "a photo of a cat"
+
+
+@pytest.fixture(scope="module")
+def module(pack):
+    return import_module(f"{pack.__name__}.nodes.host.demo_model")
+
+
+@pytest.fixture(scope="module")
+def models(module):
+    return module.load_demo_model()
+
+
+def test_the_node_gives_the_hosts_own_objects(nodes):
+    import comfy.model_patcher
+    import comfy.sd
+
+    model, clip, vae = nodes.PalpDemoModel.execute().args
+    assert isinstance(model, comfy.model_patcher.ModelPatcher)
+    assert isinstance(clip, comfy.sd.CLIP)
+    assert isinstance(vae, comfy.sd.VAE)
+
+
+def test_the_nodes_help_page_has_its_words(nodes):
+    from demo.make import grammar
+
+    page = (Path(nodes.__file__).parent.parent / "js" / "docs" / "PalpDemoModel.md").read_text()
+    words = {*grammar.KINDS, *grammar.STYLES, *grammar.COLORS} - {"natural"}
+    assert [word for word in sorted(words) if word not in page] == []
+
+
+def test_it_loads_in_two_seconds(module, models):
+    start = time.perf_counter()
+    module.load_demo_model()
+    assert time.perf_counter() - start < 2
+
+
+def test_all_weights_together_are_small(module):
+    assert sum(file.stat().st_size for file in module.WEIGHTS.parent.rglob("*") if file.is_file()) < MEGABYTES * 2**20
+
+
+def test_our_nodes_take_it_for_an_sd1_model(pack, models):
+    families = import_module(f"{pack.__name__}.nodes.host.families")
+    assert families.family_of(models.model.model).title == "SD 1.x"
+
+
+def test_it_samples_twenty_steps_in_three_seconds(models):
+    denoised(models.model, encoded(models.clip, PLAIN), encoded(models.clip, ""), steps=1, cfg=4.0)
+    start = time.perf_counter()
+    latent = denoised(models.model, encoded(models.clip, PLAIN), encoded(models.clip, ""), steps=20, cfg=4.0)
+    assert time.perf_counter() - start < 3
+    with torch.inference_mode():
+        picture = models.vae.decode(latent)
+    assert picture.shape == (1, 64, 64, 3)
+    assert torch.isfinite(picture).all()
+
+
+def test_the_prompt_decides_what_is_sampled(models):
+    """Snow is brighter than space, whatever stands in it."""
+    with torch.inference_mode():
+        snow, space = (
+            models.vae.decode(denoised(models.model, encoded(models.clip, f"{PLAIN} {where}"), encoded(models.clip, ""), steps=10, cfg=4.0))
+            for where in ("in the snow", "in space")
+        )
+    assert snow.mean() > space.mean() + 0.1
+
+
+def test_the_stock_empty_latent_is_understood(models):
+    import comfy.sample
+    import nodes as stock
+
+    (latent,) = stock.EmptyLatentImage().generate(64, 64, 2)
+    assert comfy.sample.fix_empty_latent_channels(models.model, latent["samples"]).shape == (2, 8, 8, 8)
+
+
+def test_the_autoencoder_gives_back_what_it_gets(module, models):
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    files = sorted((module.WEIGHTS.parents[1] / "subjects").glob("*/*.png"))
+    images = torch.stack([pil_to_tensor(Image.open(file).convert("RGB")).permute(1, 2, 0) / 255 for file in files])
+    with torch.inference_mode():
+        again = models.vae.decode(models.vae.encode(images))
+    assert len(files) == 30
+    assert (again - images).abs().mean() < 0.06
+
+
+@pytest.mark.parametrize("text", ["xyzzy quux", "日本 ünïcödé 🐈", "a (cat:1.3) [dog], in? Paris!", "cat " * 100, ""])
+def test_any_text_is_tokenized_and_encoded(models, text):
+    (conditioning, _), *_ = encoded(models.clip, text)
+    assert conditioning.shape[1] % 32 == 0
+    assert torch.isfinite(conditioning).all()
+
+
+def test_words_of_the_world_are_one_token_each(module, models):
+    from demo.make import grammar
+
+    for word in (*grammar.KINDS, "sketch", "paris", "sunset", "photo"):
+        (section,) = models.clip.tokenize(word)["l"]
+        assert section[2][0] == module.vocabulary_size() - 1, word
+
+
+def test_palp_trains_on_it_and_the_stock_loader_applies_what_it_learned(nodes, models, output):
+    import comfy.sd
+    import comfy.utils
+
+    taught = subject(nodes, images=[torch.rand(2, 64, 64, 3)])
+    palp_lora, _, _, report = train(nodes, models, subject=taught, steps=4).args
+    assert "[V]" in report
+    tensors = comfy.utils.load_torch_file(str(output / "loras" / palp_lora.file))
+    with torch.inference_mode():
+        patched, _ = comfy.sd.load_lora_for_models(models.model, models.clip, tensors, 1.0, 1.0)
+    conditioning = encoded(models.clip, PLAIN)
+    assert len(patched.patches) == len([name for name in tensors if name.startswith("lora_unet") and name.endswith("lora_up.weight")])
+    assert not torch.equal(denoised(patched, conditioning), denoised(models.model, conditioning))
