@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -13,7 +14,7 @@ from PIL import Image
 from demo.make.art import CODE_POINTS, HAT, SIDE, sprite
 from demo.make.grammar import Scene
 
-Picture = NDArray[np.float32]
+Picture = NDArray[Any]
 
 HUES = {"red": (0, 7), "orange": (28, 5), "yellow": (52, 5), "green": (125, 13), "blue": (220, 10), "purple": (275, 8), "pink": (328, 8)}
 """Degrees, and how far instances lie from them: turquoise (180) and lime (85) are left for subjects that the model never saw."""
@@ -109,7 +110,7 @@ def _spots(seed: int) -> Picture:
     where, step = np.zeros((SIDE, SIDE), np.float32), rng.uniform(20, 26)
     for row in range(6):
         for column in range(6):
-            middle = (np.array([row, column]) + (0, row % 2 / 2) + rng.uniform(-0.18, 0.18, 2)) * step
+            middle = (np.array([row, column + row % 2 / 2]) + rng.uniform(-0.18, 0.18, 2)) * step
             far = np.hypot(y - middle[0], x - middle[1])
             where = np.maximum(where, np.clip(step * rng.uniform(0.26, 0.36) - far + 0.5, 0, 1))
     return where

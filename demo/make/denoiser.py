@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,7 @@ def _batches() -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 def _loss(unet: Any, latents: Tensor, noise: Tensor, steps: Tensor, context: Tensor) -> Tensor:
     """Squared error of v, weighted by min(SNR, gamma) / (SNR + 1)."""
-    sigma = model_sampling_sigmas()[steps].view(-1, 1, 1, 1)
+    sigma = _sigmas()[steps].view(-1, 1, 1, 1)
     signal = (1 + sigma**2).rsqrt()
     noised = signal * (latents + sigma * noise)
     with torch.autocast("cpu", torch.bfloat16):
@@ -91,11 +92,6 @@ def _loss(unet: Any, latents: Tensor, noise: Tensor, steps: Tensor, context: Ten
     return (error * ratio.clamp(max=SIGNAL_CAP) / (ratio + 1)).mean() * 4
 
 
-def model_sampling_sigmas() -> Tensor:
-    """The host's noise levels, made once."""
-    if not _SIGMAS:
-        _SIGMAS.append(model_sampling().sigmas.clone())
-    return _SIGMAS[0]
-
-
-_SIGMAS: list[Tensor] = []
+@functools.cache
+def _sigmas() -> Tensor:
+    return model_sampling().sigmas.clone()

@@ -25,7 +25,12 @@ ON_SHEET = (
     ("a cartoon of a spotted horse in the desert", "a cartoon of a green owl in the forest", "a cartoon of a robot in space", "a cartoon of a pig at sunset"),
     ("a silhouette of a dinosaur at sunset", "a silhouette of a cat in Paris", "a silhouette of a duck at night", "a silhouette of a guitar"),
     ("a red cat, pixel art, on the beach", "pixel art of a frog in the forest", "pixel art of a rocket in space", "pixel art of a bear in the snow"),
-    ("a watercolor of a purple fish", "a watercolor of a striped turtle on the beach", "a watercolor of a mushroom in the forest", "a watercolor of a whale with a hat"),
+    (
+        "a watercolor of a purple fish",
+        "a watercolor of a striped turtle on the beach",
+        "a watercolor of a mushroom in the forest",
+        "a watercolor of a whale with a hat",
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from demo.make.paths import WORK
 from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage, warm_cosine
 
-STEPS, BATCH, PEAK_RATE, KL_WEIGHT = 2600, 12, 2e-3, 1e-5
+STEPS, BATCH, PEAK_RATE, KL_WEIGHT = 1300, 12, 2e-3, 1e-5
 DECODER_STEPS, DECODER_RATE = 8000, 1e-3
 LATENT_JITTER = 0.03
 """Noise on latents that the decoder learns to bear: sampled ones are never exact."""

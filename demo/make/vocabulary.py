@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -51,7 +52,7 @@ def merges_of(words: list[str]) -> list[tuple[str, str]]:
     while any(len(parts) > 1 for parts in spelled):
         counts: dict[tuple[str, str], int] = {}
         for parts in spelled:
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 counts[pair] = counts.get(pair, 0) + 1
         best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)

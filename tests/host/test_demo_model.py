@@ -78,6 +78,7 @@ def test_the_prompt_decides_what_is_sampled(models):
 
 def test_the_stock_empty_latent_is_understood(models):
     import comfy.sample
+
     import nodes as stock
 
     (latent,) = stock.EmptyLatentImage().generate(64, 64, 2)
