@@ -2,10 +2,9 @@
 
     draw      pictures of the world                  text      the text encoder
     judge     the network that scores pictures       unet      the diffusion model; hours
-    vae       the autoencoder                        package   demo/weights/palp_demo.safetensors
-    encode    latents of all pictures                score     hit rates by attribute
-    decoder   the autoencoder's decoder, further     sheet     docs/demo_model.png
-    subjects  demo/subjects
+    encode    the encoder, latents of all pictures   package   demo/weights/palp_demo.safetensors
+    decoder   the decoder                            score     hit rates by attribute
+    subjects  demo/subjects                          sheet     docs/demo_model.png
 
 Without a stage: all of them, in order. Set COMFYUI_PATH to a ComfyUI folder, or have one in .dev by ``python dev.py test``.
 """
@@ -32,7 +31,6 @@ STAGES: dict[str, Callable[[], object]] = {
     "subjects": subjects.write_all,
     "draw": dataset.draw_all,
     "judge": lambda: (classify.train(), show(classify.quality())),
-    "vae": lambda: (vae.train(), show(vae.quality())),
     "encode": vae.encode_all,
     "text": lambda: (vocabulary.write(), text.train(), show(text.quality())),
     "unet": denoiser.train,

@@ -18,7 +18,7 @@ from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage, warm_cosine
 from demo.make.vae import as_input
 
-STEPS, BATCH, PEAK_RATE = 3000, 64, 3e-3
+STEPS, BATCH, PEAK_RATE = 2500, 64, 3e-3
 WEIGHTS = ROOT / "demo" / "weights" / "attributes.safetensors"
 
 
@@ -50,8 +50,8 @@ class Judge(nn.Module):
             *(_convolution(32, 64, 2), nn.ReLU(), Residual(64)),
             *(_convolution(64, 96, 2), nn.ReLU(), Residual(96)),
         )
-        self.mixed = nn.Sequential(nn.Linear(96 * 16 + 96, 192), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values)) for name, values in ATTRIBUTES.items()})
+        self.mixed = nn.Sequential(nn.Linear(96 * 16 + 96, 128), nn.ReLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of each attribute for images (B, 3, 64, 64) in [-1, 1]."""
@@ -59,7 +59,7 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     def features(self, images: Tensor) -> Tensor:
-        """What the heads read, shape (B, 192)."""
+        """What the heads read, shape (B, 128)."""
         maps = self.trunk(images)
         return self.mixed(torch.cat([functional.avg_pool2d(maps, 2).flatten(1), maps.amax(dim=(2, 3))], dim=1))
 

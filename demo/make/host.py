@@ -45,9 +45,12 @@ def new_vae() -> Any:
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     vae = AutoencoderKL(ddconfig=shape.VAE_CONFIG, embed_dim=shape.LATENT_CHANNELS)
+    shape.regroup(vae)
     _initialize(vae)
-    _zero(vae, (".conv2", ".proj_out"))  # nearly linear at first: colors pass at once
-    vae.quant_conv.bias.data[shape.LATENT_CHANNELS :] = -5.0  # log variances: little noise on the latents at first
+    _zero(vae, (".conv2", ".proj_out"))
+    for path, layer in vae.decoder.named_modules():
+        if path.endswith("sample.conv"):  # enlarges at first, and nothing else: colors pass at once
+            layer.weight.data.mul_(0.3).add_(nn.init.dirac_(torch.empty_like(layer.weight)))
     return vae
 
 

@@ -50,7 +50,7 @@ def sampled(model: Any, prompts: Sequence[str], settings: Sampling) -> Tensor:
     import comfy.sample
 
     with torch.inference_mode():
-        noise = torch.randn(len(prompts), 8, 8, 8, generator=torch.Generator().manual_seed(settings.seed))
+        noise = torch.randn(len(prompts), architecture().LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(settings.seed))
         told = torch.cat([_encoded(model.clip, prompt) for prompt in prompts])
         positive, negative = [[told, {}]], [[_encoded(model.clip, ""), {}]]
         latents = comfy.sample.sample(

@@ -24,7 +24,7 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights" / "palp_demo.
 TOKENIZER = WEIGHTS.parent / "tokenizer"
 UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.clip_l.transformer.", "first_stage_model."
 """What the names of the tensors begin with, as in SD 1.x's checkpoints."""
-LATENT_CHANNELS, TEXT_WIDTH, TEXT_LENGTH = 8, 128, 32
+LATENT_CHANNELS, TEXT_WIDTH, TEXT_LENGTH = 12, 128, 32
 
 UNET_CONFIG = {
     "image_size": 8,
@@ -63,10 +63,12 @@ VAE_CONFIG = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
+GROUPS = 8
+"""Of channels that are normalized together. The host's 32 would be a few channels each, or one: normalized so, pictures forget brightness and colors."""
 
 
 class DemoLatents(comfy.latent_formats.LatentFormat):
-    """Eight channels, eight pixels to a latent."""
+    """Twelve channels, eight pixels to a latent."""
 
     latent_channels = LATENT_CHANNELS
 
@@ -176,7 +178,9 @@ def empty_diffusion_model(scale_factor: float) -> Any:
     """A comfy.model_base.BaseModel that predicts v, its weights not set."""
     config: Any = DemoConfig(UNET_CONFIG)
     config.latent_format.scale_factor = scale_factor
-    return comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.V_PREDICTION)
+    model = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.V_PREDICTION)
+    regroup(model.diffusion_model)
+    return model
 
 
 def empty_clip() -> Any:
@@ -192,5 +196,13 @@ def empty_clip() -> Any:
 
 def _vae(tensors: dict[str, Tensor]) -> Any:
     vae = comfy.sd.VAE(sd=tensors, config={"params": {"ddconfig": VAE_CONFIG, "embed_dim": LATENT_CHANNELS}})
+    regroup(vae.first_stage_model)
     vae.latent_channels = LATENT_CHANNELS
     return vae
+
+
+def regroup(network: nn.Module) -> None:
+    """Set the number of groups of the host's networks, which have no setting for it."""
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.num_groups = GROUPS

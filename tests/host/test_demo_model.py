@@ -82,7 +82,7 @@ def test_the_stock_empty_latent_is_understood(models):
     import nodes as stock
 
     (latent,) = stock.EmptyLatentImage().generate(64, 64, 2)
-    assert comfy.sample.fix_empty_latent_channels(models.model, latent["samples"]).shape == (2, 8, 8, 8)
+    assert comfy.sample.fix_empty_latent_channels(models.model, latent["samples"]).shape == (2, 12, 8, 8)
 
 
 def test_the_autoencoder_gives_back_what_it_gets(module, models):
