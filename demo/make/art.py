@@ -9,7 +9,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -74,6 +73,8 @@ def _drawing(code_point: str, kind: str) -> Image.Image:
     folder = _package(PACKAGES[kind]) / "assets"
     if kind == "solid":
         return Image.open(folder / f"{code_point}.webp").convert("RGBA")
+    import resvg_py  # only to draw the sprites for the first time
+
     drawn = resvg_py.svg_to_bytes(svg_path=str(folder / f"{code_point}.svg"), width=4 * SIDE, height=4 * SIDE)
     return Image.open(io.BytesIO(drawn)).convert("RGBA")
 

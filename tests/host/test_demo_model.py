@@ -41,9 +41,9 @@ def test_the_nodes_help_page_has_its_words(nodes):
 
 
 def test_it_loads_in_two_seconds(module, models):
-    start = time.perf_counter()
+    start = time.process_time()
     module.load_demo_model()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_all_weights_together_are_small(module):
@@ -55,11 +55,12 @@ def test_our_nodes_take_it_for_an_sd1_model(pack, models):
     assert families.family_of(models.model.model).title == "SD 1.x"
 
 
-def test_it_samples_twenty_steps_in_three_seconds(models):
+def test_it_samples_twenty_steps_in_six_seconds_of_processor_time(models):
+    """Three seconds on two cores, however busy the machine is."""
     denoised(models.model, encoded(models.clip, PLAIN), encoded(models.clip, ""), steps=1, cfg=4.0)
-    start = time.perf_counter()
+    start = time.process_time()
     latent = denoised(models.model, encoded(models.clip, PLAIN), encoded(models.clip, ""), steps=20, cfg=4.0)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 6
     with torch.inference_mode():
         picture = models.vae.decode(latent)
     assert picture.shape == (1, 64, 64, 3)
