@@ -1,4 +1,4 @@
-"""Make the demo model, or go on where it was cut off: ``python -m demo.make [STAGE ...]``.
+"""Make the demo model, or go on where it was cut off: ``python -m demo.make [STAGE[:STEP] ...]``.
 
     draw      pictures of the world                  text      the text encoder
     judge     the network that scores pictures       unet      the diffusion model; hours
@@ -6,7 +6,8 @@
     decoder   the decoder                            score     hit rates by attribute
     subjects  demo/subjects                          sheet     docs/demo_model.png
 
-Without a stage: all of them, in order. Set COMFYUI_PATH to a ComfyUI folder, or have one in .dev by ``python dev.py test``.
+Without a stage: all of them, in order. With a step, ``unet:3000`` say, a stage that trains stops there for now.
+Set COMFYUI_PATH to a ComfyUI folder, or have one in .dev by ``python dev.py test``.
 """
 
 from __future__ import annotations
@@ -27,31 +28,47 @@ def show(numbers: Mapping[str, float]) -> None:
     print(json.dumps({name: round(value, 4) for name, value in numbers.items()}, indent=1), flush=True)
 
 
-STAGES: dict[str, Callable[[], object]] = {
-    "subjects": subjects.write_all,
-    "draw": dataset.draw_all,
-    "judge": lambda: (classify.train(), show(classify.quality())),
-    "encode": vae.encode_all,
-    "text": lambda: (vocabulary.write(), text.train(), show(text.quality())),
+def _text(until: int | None) -> None:
+    vocabulary.write()
+    text.train(until)
+    show(text.quality())
+
+
+def _decoder(until: int | None) -> None:
+    vae.train_decoder(until)
+    show(vae.quality())
+
+
+def _judge(until: int | None) -> None:
+    classify.train(until)
+    show(classify.quality())
+
+
+STAGES: dict[str, Callable[[int | None], object]] = {
+    "subjects": lambda _: subjects.write_all(),
+    "draw": lambda _: dataset.draw_all(),
+    "judge": _judge,
+    "text": _text,
+    "encode": lambda _: vae.encode_all(),
     "unet": denoiser.train,
-    "decoder": lambda: (vae.train_decoder(), show(vae.quality())),
-    "package": lambda: print(package.write(), "bytes"),
-    "score": lambda: show(score.score()),
-    "sheet": score.write_sheet,
+    "decoder": _decoder,
+    "package": lambda _: print(package.write(), "bytes", flush=True),
+    "score": lambda _: show(score.score()),
+    "sheet": lambda _: score.write_sheet(),
 }
 
 
 def main() -> None:
     """Run the stages that were named, or all."""
-    names = sys.argv[1:] or list(STAGES)
-    unknown = [name for name in names if name not in STAGES]
+    wanted = [word.partition(":") for word in sys.argv[1:] or STAGES]
+    unknown = [name for name, _, _ in wanted if name not in STAGES]
     if unknown:
         sys.exit(f"{unknown[0]} is no stage.\n\n{__doc__}")
     WORK.mkdir(parents=True, exist_ok=True)
     (WORK / "pid").write_text(str(os.getpid()))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    for name in names:
-        STAGES[name]()
+    for name, _, step in wanted:
+        STAGES[name](int(step) if step else None)
 
 
 if __name__ == "__main__":

@@ -64,12 +64,12 @@ class Judge(nn.Module):
         return self.mixed(torch.cat([functional.avg_pool2d(maps, 2).flatten(1), maps.amax(dim=(2, 3))], dim=1))
 
 
-def train() -> None:
-    """Train it; resumes where it was."""
+def train(until: int | None = None) -> None:
+    """Train it up to that step, or to the end; resumes where it was."""
     torch.manual_seed(0)
     judge = Judge().train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK_RATE, weight_decay=0.02)
-    stage = Stage(name="judge", modules=judge, optimizer=optimizer, steps=STEPS)
+    stage = Stage(name="judge", modules=judge, optimizer=optimizer, steps=STEPS, until=until)
     keep_small_convolutions_in_float32(judge)
     pixels, labels = dataset.pictures(range(dataset.SHARDS)), dataset.labels(range(dataset.SHARDS))
 

@@ -21,19 +21,19 @@ from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage
 from demo.make.vae import LATENTS
 
-STEPS, BATCH, PEAK_RATE = 30000, 64, 1.2e-3
+STEPS, BATCH, PEAK_RATE = 20000, 64, 1.2e-3
 WITHOUT_PROMPT = 0.12
 """Part of the pictures that are shown without their prompt, for classifier-free guidance."""
 SIGNAL_CAP = 5.0
 """Gamma of min-SNR weighting (Hang et al. 2023)."""
 
 
-def train() -> None:
-    """Train it; resumes where it was."""
+def train(until: int | None = None) -> None:
+    """Train it up to that step, or to the end; resumes where it was."""
     torch.manual_seed(0)
     unet = new_unet().train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    stage = Stage(name="unet", modules=unet, optimizer=optimizer, steps=STEPS, average=copy.deepcopy(unet), decay=0.9993)
+    stage = Stage(name="unet", modules=unet, optimizer=optimizer, steps=STEPS, until=until, average=copy.deepcopy(unet), decay=0.9993)
     keep_small_convolutions_in_float32(unet)
     batch_of = _batches()
     smooth = None

@@ -24,6 +24,8 @@ class Stage:
     modules: nn.Module
     optimizer: torch.optim.Optimizer
     steps: int
+    until: int | None = None
+    """The step to stop at, to go on later; None: the last."""
     average: nn.Module | None = None
     """A copy of the modules whose weights follow slowly."""
     decay: float = 0.999
@@ -43,7 +45,8 @@ class Stage:
             learning_rate: from the part of the steps done, in [0, 1].
         """
         self._resume()
-        while self.step < self.steps:
+        end = min(self.until or self.steps, self.steps)
+        while self.step < end:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step / self.steps)
             loss = loss_of(self.step)
@@ -53,7 +56,7 @@ class Stage:
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             self._follow()
-            if time.monotonic() - self._saved > SAVE_EVERY_SECONDS or self.step == self.steps:
+            if time.monotonic() - self._saved > SAVE_EVERY_SECONDS or self.step == end:
                 self.save()
             yield self.step, float(loss.detach())
 

@@ -70,12 +70,12 @@ def _layer(layer: Any, x: Tensor, mask: Tensor | None = None, optimized_attentio
     return x + layer.mlp(layer.layer_norm2(x))
 
 
-def train() -> None:
-    """Train it; resumes where it was."""
+def train(until: int | None = None) -> None:
+    """Train it up to that step, or to the end; resumes where it was."""
     torch.manual_seed(0)
     reader = Reader().requires_grad_(True)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=PEAK_RATE, weight_decay=0.01)
-    stage = Stage(name="text", modules=reader, optimizer=optimizer, steps=STEPS)
+    stage = Stage(name="text", modules=reader, optimizer=optimizer, steps=STEPS, until=until)
     with tqdm(total=STEPS, desc="text", mininterval=20) as bar:
         for step, loss in stage.steps_left(lambda step: _loss(reader, step), warm_cosine(PEAK_RATE)):
             bar.n = step

@@ -17,7 +17,7 @@ from demo.make.paths import WORK
 from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage, warm_cosine
 
-STEPS, BATCH, PEAK_RATE = 6000, 12, 2e-3
+STEPS, BATCH, PEAK_RATE = 4000, 12, 2e-3
 LATENT_JITTER = 0.05
 """Noise on latents that the decoder learns to bear: sampled ones are never exact."""
 ENCODER, LATENTS = WORK / "encoder.pt", WORK / "latents.pt"
@@ -44,13 +44,13 @@ def _encoded(vae: Any, pixels: Any) -> Tensor:
     return torch.cat([encoder.encode(vae, batch) for batch in as_input(pixels).split(50)])
 
 
-def train_decoder() -> None:
-    """Train the decoder; resumes where it was."""
+def train_decoder(until: int | None = None) -> None:
+    """Train the decoder up to that step, or to the end; resumes where it was."""
     torch.manual_seed(1)
     vae = with_encoder()
     decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-4)
-    stage = Stage(name="decoder", modules=decoder, optimizer=optimizer, steps=STEPS, average=copy.deepcopy(decoder), decay=0.995)
+    stage = Stage(name="decoder", modules=decoder, optimizer=optimizer, steps=STEPS, until=until, average=copy.deepcopy(decoder), decay=0.995)
     keep_small_convolutions_in_float32(vae)
     pixels = dataset.pictures(range(dataset.SHARDS))
 
