@@ -4,7 +4,7 @@
     judge     the network that scores pictures       unet      the diffusion model; hours
     encode    the encoder, latents of all pictures   package   demo/weights/palp_demo.safetensors
     decoder   the decoder                            score     hit rates by attribute
-    subjects  demo/subjects                          sheet     docs/demo_model.png
+    subjects  demo/subjects                          sheet     docs/demo_model.jpg
 
 Without a stage: all of them, in order. With a step, ``unet:3000`` say, a stage that trains stops there for now.
 Set COMFYUI_PATH to a ComfyUI folder, or have one in .dev by ``python dev.py test``.

@@ -18,7 +18,7 @@ from demo.make.grammar import phrase, random_scene
 from demo.make.host import architecture
 from demo.make.paths import ROOT
 
-SHEET = ROOT / "docs" / "demo_model.png"
+SHEET = ROOT / "docs" / "demo_model.jpg"
 ON_SHEET = (
     ("a photo of a cat", "a photo of a dog on the beach", "a photo of a red car in the city at night", "a photo of a penguin in the snow"),
     ("a sketch of a cat in Paris at night", "a sketch of an elephant in the forest", "a sketch of a boat at the beach", "a sketch of a blue bus in Paris"),
@@ -91,7 +91,7 @@ def write_sheet(path: Path = SHEET, settings: Sampling | None = None) -> None:
             picture = Image.fromarray((images[2 * number + copy].numpy() * 255).round().astype(np.uint8))
             sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left + copy * (side + 2) + 4, top + 4))
         pen.multiline_text((left + 5, top + side + 6), _folded(prompt), fill="black", font_size=10, spacing=1)
-    sheet.quantize(192).save(path, optimize=True)
+    sheet.save(path, quality=90)
 
 
 def _folded(text: str, width: int = 44) -> str:
