@@ -1,0 +1,169 @@
+"""The demo model as a world: its subjects, prompts in its words, and its judge."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.contenders import Models
+from demo.make.creature import Creature
+from demo.make.grammar import ATTRIBUTES, Scene
+from demo.make.paths import WORK
+from demo.make.subjects import CREATURES, SUBJECTS, neighbors, render
+from experiments import demo_prompts
+from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
+from experiments.likeness import LikenessScale, discriminants, likeness_scale
+from experiments.store import file_fingerprint, fingerprint
+from experiments.training import part
+from experiments.world import DIVERSITY, IMAGE, Ask, Case, Sampling, Taught
+
+SPRITES = Path(__file__).resolve().parent / "sprites"
+CATEGORIES = {"cat": "animals", "dog": "animals", "elephant": "animals", "teapot": "objects", "robot": "objects", "car": "vehicles"}
+PAIRS = (("mochi", "biscuit"), ("earl", "bolt"))
+ARTWORK = Scene(kind="boat", style="watercolor", place="beach", time="sunset")
+VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
+"""Styles in which a creature can be recognized."""
+DRAWN_IN_ALL, DRAWN_IN_SCENE = 64, 32
+"""Drawings of each instance: for the discriminants, and for the ends of a scale."""
+METRICS = 1
+"""Raise it when what is measured changes."""
+
+
+class DemoWorld:
+    """The demo model, with truth to compare with: any instance can be drawn in any scene."""
+
+    title = "the demo model (64 x 64 pixels, a drawn world)"
+    sampling = Sampling()
+    train: Mapping[str, object] = {"batch_size": 4}
+
+    @cached_property
+    def models(self) -> Models:
+        """Loaded by the pack."""
+        loaded = part("nodes.host.demo_model").load_demo_model()
+        return Models(model=loaded.model, clip=loaded.clip, vae=loaded.vae)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The one that comes with the demo model."""
+        from demo.make.classify import trained
+
+        return trained()
+
+    @cached_property
+    def _lpips(self) -> Any:
+        return lpips_network()
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the demo model's weights."""
+        return file_fingerprint(part("nodes.host.demo_model").WEIGHTS)
+
+    @cached_property
+    def ruler(self) -> str:
+        """Of the judge's weights and of what diversity is measured with."""
+        from demo.make.classify import WEIGHTS
+
+        return fingerprint([METRICS, file_fingerprint(WEIGHTS), self._lpips is not None])
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What each metric is here."""
+        told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features (LPIPS or its weights are not here)"
+        return (
+            "Text alignment: the share of the prompt's elements (style, class, place, time, and mark and color where asked) that the demo's judge finds.",
+            "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the prompt's own scene; "
+            "distances are of the judge's features along linear discriminants of the instances. Other instances that these cannot tell from the "
+            "subject are no measure. The base model draws some other instance.",
+            f"Diversity: {told} between the pictures of one prompt.",
+        )
+
+    def cases(self, kind: str) -> Sequence[Case]:
+        """The six subjects; or pairs of them, and subjects with an artwork."""
+        if kind == "single":
+            return [Case(name=name, category=CATEGORIES[creature.kind], taught=(_taught(name, "[V]"),)) for name, creature in CREATURES.items()]
+        pairs = [Case(name=f"{a}+{b}", category="two subjects", taught=(_taught(a, "[V1]"), _taught(b, "[V2]"))) for a, b in PAIRS]
+        art = [Case(name=f"{name}+art", category="art-inspired", taught=(_taught(name, "[V1]"), _artwork())) for name in ("mochi", "rolo")]
+        return [*pairs, *art]
+
+    def asks(self, kind: str, case: Case) -> Sequence[Ask]:
+        """Four elements each, or two to six; of an artwork, three."""
+        if case.category == "art-inspired":
+            return demo_prompts.inspired(case)
+        if kind == "complexity":
+            return demo_prompts.growing(case, "spotted" if CREATURES[case.name].mark == "hat" else "hat")
+        return demo_prompts.standard(case)
+
+    @torch.inference_mode()
+    def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
+        """The prompt's elements by the judge, the likeness to every subject of the case, and diversity."""
+        features = self.judge.features(as_input(pictures))
+        scene = Scene(kind="", style=ask.elements["style"][0], place=_only(ask, "place", "studio"), time=_only(ask, "time", "day"))
+        scales = [self._scale(name, scene) for name in case.name.split("+") if name in CREATURES]
+        likenesses = [float(scale.likeness(features).mean()) for scale in scales if scale]
+        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses and len(likenesses) == len(scales) else {}
+        different = mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(features)
+        return {**elements_found(self.judge, ATTRIBUTES, ask, pictures), **similar, DIVERSITY: different}
+
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
+    def _scale(self, name: str, scene: Scene) -> LikenessScale | None:
+        creature = CREATURES[name]
+        there = {other: self._features(each, [scene] * DRAWN_IN_SCENE) for other, each in neighbors(creature).items()}
+        return likeness_scale(self._directions(name), self._features(creature, [scene] * DRAWN_IN_SCENE), there)
+
+    @cache  # noqa: B019
+    def _directions(self, name: str) -> Tensor:
+        instances = {"itself": CREATURES[name], **neighbors(CREATURES[name])}
+        return discriminants({other: self._features(each, _any_scenes(DRAWN_IN_ALL)) for other, each in instances.items()})
+
+    def _features(self, creature: Creature, scenes: Sequence[Scene]) -> Tensor:
+        _place_sprites()
+        rng = np.random.default_rng(7)
+        drawn = torch.from_numpy(np.stack([render(creature, scene, rng) for scene in scenes]))
+        return self.judge.features(as_input(drawn))
+
+
+def _only(ask: Ask, attribute: str, otherwise: str) -> str:
+    return ask.elements[attribute][0] if attribute in ask.elements else otherwise
+
+
+def _any_scenes(count: int) -> list[Scene]:
+    rng = np.random.default_rng(8)
+    place, time = list(demo_prompts.PLACED)[1:], ("day", "sunset", "night")
+    return [
+        Scene(kind="", style=VISIBLE[number % len(VISIBLE)], place=place[rng.integers(len(place))], time=time[rng.integers(len(time))]) for number in range(count)
+    ]
+
+
+@cache
+def _place_sprites() -> None:
+    """Put the subjects' art where the maker looks for it: the maker would fetch all of its packages."""
+    (WORK / "sprites").mkdir(parents=True, exist_ok=True)
+    for sprite in SPRITES.glob("*.png"):
+        if not (WORK / "sprites" / sprite.name).is_file():
+            shutil.copyfile(sprite, WORK / "sprites" / sprite.name)
+
+
+def _taught(name: str, placeholder: str) -> Taught:
+    images = tuple(_read(file) for file in sorted((SUBJECTS / name).glob("*.png")))
+    return Taught(placeholder=placeholder, class_word=CREATURES[name].kind, personalization_prompt=f"a photo of {placeholder}", images=images)
+
+
+def _read(file: Path) -> Tensor:
+    from PIL import Image
+
+    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float() / 255
+
+
+def _artwork() -> Taught:
+    """Three sheets by one hand: boats on a beach at sunset, in watercolor."""
+    _place_sprites()
+    rng = np.random.default_rng(9)
+    sheets = tuple(torch.from_numpy(render(Creature(kind=ARTWORK.kind), ARTWORK, rng)) for _ in range(3))
+    return Taught(placeholder="[V2]", class_word="watercolor", personalization_prompt="a watercolor of [V2]", images=sheets)

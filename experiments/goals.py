@@ -1,0 +1,67 @@
+"""What a study says about the method's two goals, and about its rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.intervals import Interval, contrast, interval, paired
+from experiments.results import Row, by_unit
+from experiments.world import DIVERSITY, IMAGE, TEXT
+
+WON_BACK = 0.8
+"""Of the text alignment that plain personalization loses against the base model: what alignment should win back at least."""
+FALL = 0.05
+"""Of the way from the subject to the nearest other instance: what alignment may cost at most."""
+RIVALS = ("sds", "nfsd")
+
+
+def goal_lines(rows: Sequence[Row], lead: str, *, has_scale: bool) -> list[str]:
+    """One line for each goal that the study's conditions allow to judge.
+
+    Args:
+        rows: the study's numbers.
+        lead: the condition that is judged, at its last step.
+        has_scale: whether a subject similarity of 0 is the nearest other instance and 1 the subject.
+    """
+    lines = [prompt_goal(rows, lead), subject_goal(rows, lead, has_scale=has_scale)]
+    lines += [line for rival in RIVALS for metric in (IMAGE, DIVERSITY) if (line := rival_line(rows, lead, rival, metric))]
+    return [line for line in lines if line]
+
+
+def prompt_goal(rows: Sequence[Row], lead: str) -> str | None:
+    """The share of the lost text alignment that is won back.
+
+    Whether it reaches the goal is judged by ``lead - none - 0.8 (base - none)``, whose sign is that of the share's excess over the goal.
+    """
+    base, none, ours = (by_unit(rows, name, TEXT) for name in ("base", "none", lead))
+    lost, won = paired(base, none), paired(ours, none)
+    margin = contrast([(1.0, ours), (WON_BACK - 1.0, none), (-WON_BACK, base)]) if base and none and ours else None
+    if not (lost and won and margin):
+        return None
+    if lost.mean <= 0:
+        return f"Prompt: none loses no text alignment against base here ({lost}), so there is nothing to win back."
+    share = f"Prompt: {lead} wins back {won.mean / lost.mean:.0%} of the text alignment that none loses (lost {lost}, won back {won}); goal at least {WON_BACK:.0%}:"
+    return f"{share} {_reached(margin)} (excess over the goal {margin})."
+
+
+def subject_goal(rows: Sequence[Row], lead: str, *, has_scale: bool) -> str | None:
+    """The fall of subject similarity against plain personalization."""
+    none, ours = by_unit(rows, "none", IMAGE), by_unit(rows, lead, IMAGE)
+    fall = paired(none, ours)
+    if not fall:
+        return None
+    if not has_scale:
+        return f"Subject: similarity falls by {fall} from none to {lead}; there is no other instance here that would give that a scale."
+    room = interval([FALL - (value - ours[unit]) for unit, value in none.items() if unit in ours])
+    said = f"Subject: similarity falls by {fall} of the way from the subject to the nearest other instance, from none to {lead}; goal at most {FALL}:"
+    return f"{said} {_reached(room)}." if room else None
+
+
+def rival_line(rows: Sequence[Row], lead: str, rival: str, metric: str) -> str | None:
+    """The difference from another method."""
+    difference = paired(by_unit(rows, lead, metric), by_unit(rows, rival, metric))
+    return f"{lead} - {rival}, {metric}: {difference}: {difference.verdict}." if difference else None
+
+
+def _reached(margin: Interval) -> str:
+    return {"above 0": "**reached**", "below 0": "**missed**"}.get(margin.verdict, f"**{margin.verdict}**")

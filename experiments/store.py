@@ -1,0 +1,99 @@
+"""Files that are whole or not there: what was done once is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file that gets the name ``path`` once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as JSON, whole."""
+    write_whole(path, lambda partial: partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fingerprint(value: object) -> str:
+    """Ten hexadecimal digits that change when the value does."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def file_fingerprint(*files: Path) -> str:
+    """Ten hexadecimal digits that change when one of the files is exchanged; large ones are known by size and time."""
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns if file.stat().st_size > 2**26 else _digest(file)) for file in files]
+    return fingerprint(facts)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def slug(text: str) -> str:
+    """The text as part of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def write_pictures(path: Path, pictures: Tensor) -> None:
+    """Write pictures (N, H, W, 3) in [0, 1] side by side, without loss, whole."""
+    strip = np.concatenate([(picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy() for picture in pictures], axis=1)
+    write_whole(path, lambda partial: Image.fromarray(strip).save(partial, format="png"))
+
+
+def read_pictures(path: Path, count: int) -> Tensor:
+    """The pictures of a strip, shape (N, H, W, 3), values in [0, 1]."""
+    strip = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    return torch.stack(strip.chunk(count, dim=1)).float() / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFiles:
+    """Where a cell's files are."""
+
+    folder: Path
+
+    def checkpoint(self, step: int) -> Path:
+        """The LoRA and the words as they were after a step."""
+        return self.folder / f"step-{step:05}.safetensors"
+
+    def cost(self, step: int) -> Path:
+        """What training to that step took."""
+        return self.folder / f"step-{step:05}-cost.json"
+
+    @property
+    def unstable(self) -> Path:
+        """Where it is noted that the training did not stay finite."""
+        return self.folder / "unstable.json"
+
+    def pictures(self, step: int, ask: str, settings: Mapping[str, object]) -> Path:
+        """The strip of pictures sampled after a step."""
+        return self.folder / f"step-{step:05}" / f"{slug(ask)}-{fingerprint(settings)}.png"
+
+
+def measures_of(pictures: Path, ruler: str) -> Path:
+    """Where the measures of a strip are."""
+    return pictures.with_name(f"{pictures.stem}-{ruler}.json")

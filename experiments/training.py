@@ -1,0 +1,102 @@
+"""A cell's training by the pack's own session, kept after each step that is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bench.contenders import PACK
+from experiments.store import CellFiles, fingerprint, slug, write_json, write_whole
+from experiments.study import Cell
+from experiments.world import World
+
+
+def part(name: str) -> Any:
+    """A module of the pack, which is loaded as the host loads it."""
+    return import_module(f"{PACK}.{name}")
+
+
+def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
+    """Where a cell's files are: a folder named after everything that its training depends on."""
+    facts = [world.identity, asdict(loss_config(cell)), _without_steps(cell, world), [(t.personalization_prompt, t.class_word) for t in cell.case.taught]]
+    if cell.condition.sees_prompt:
+        facts.append([cell.asks[0].target, cell.asks[0].clean])
+    if not cell.condition.trained:
+        facts = [world.identity, cell.seed]
+    return CellFiles(folder=folder / f"{slug(cell.title)}-{fingerprint(facts)}")
+
+
+def loss_config(cell: Cell) -> Any:
+    """The cell's LossConfig."""
+    return part("palp_train.config").LossConfig(**cell.condition.loss)
+
+
+def train_config(cell: Cell, world: World) -> Any:
+    """The cell's TrainConfig."""
+    settings = {"steps": max(1, *cell.looks), "seed": cell.seed, "resolution": world.sampling.resolution}
+    return part("palp_train.config").TrainConfig(**{**settings, **world.train, **cell.condition.train})
+
+
+def _without_steps(cell: Cell, world: World) -> dict[str, object]:
+    """What a training depends on: how long it goes on changes nothing before that."""
+    return {name: value for name, value in asdict(train_config(cell, world)).items() if name != "steps"}
+
+
+def job_of(cell: Cell, world: World) -> Any:
+    """What the training node makes of its inputs."""
+    prompts, pictures, training = part("palp_train.prompts"), part("nodes.host.pictures"), part("nodes.host.training")
+    words = [
+        prompts.Subject(placeholder=t.placeholder, class_word=t.class_word, personalization_prompt=t.personalization_prompt) for t in cell.case.taught
+    ]
+    taught = [pictures.SubjectPictures(subject=word, images=t.images) for word, t in zip(words, cell.case.taught, strict=True)]
+    models = world.models
+    return training.Job(
+        model=models.model,
+        clip=models.clip,
+        vae=models.vae,
+        subjects=taught,
+        prompts=prompts.prompt_set(words, cell.asks[0].target, cell.asks[0].clean),
+        train=train_config(cell, world),
+        loss=loss_config(cell),
+    )
+
+
+def steps_missing(cell: Cell, files: CellFiles) -> int:
+    """How many steps have to be made: training begins anew if a look is missing, unless it was unstable."""
+    missing = [step for step in cell.looks if cell.condition.trained and not files.cost(step).is_file()]
+    return 0 if files.unstable.is_file() else max(missing, default=0)
+
+
+def train(cell: Cell, world: World, files: CellFiles) -> Iterator[int]:
+    """Train and keep what was learned at each look; yields the number of each step made. An unstable training ends early, which is noted."""
+    last, job, seconds = steps_missing(cell, files), job_of(cell, world), dict[int, float]()
+    with part("nodes.host.training").prepared(job) as training, part("nodes.host.meter").Meter(training.session.device) as meter:
+        try:
+            for report in training.steps():
+                seconds[report.step] = report.seconds
+                if report.step in cell.looks:
+                    _keep(training, job, files, report.step)
+                yield report.step
+                if report.step == last:
+                    break
+        except part("palp_train.errors").UnstableTrainingError as error:
+            write_json(files.unstable, {"step": len(seconds) + 1, "why": str(error)})
+    for step in [step for step in cell.looks if step in seconds]:
+        taken = sum(each for number, each in seconds.items() if number <= step)
+        write_json(files.cost(step), {"seconds": taken, "peak memory": meter.peak_memory, "device": str(training.session.device)})
+
+
+def _keep(training: Any, job: Any, files: CellFiles, step: int) -> None:
+    checkpoint = part("palp_train.checkpoint")
+    metadata = {checkpoint.FORMAT_KEY: checkpoint.FORMAT, checkpoint.TARGET_PROMPT_KEY: job.prompts.target}
+    learned = checkpoint.PalpLora(lora=training.learned_lora(), words=training.learned_words(), metadata=metadata, file="")
+    write_whole(files.checkpoint(step), lambda partial: _save(partial, learned))
+
+
+def _save(path: Path, learned: Any) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in learned.tensors().items()}, path, metadata=dict(learned.metadata))

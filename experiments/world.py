@@ -1,0 +1,109 @@
+"""What a study needs to know of the model, the subjects and the prompts it is done with: the ``World``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from bench.contenders import Models
+
+TEXT, IMAGE, DIVERSITY = "text alignment", "subject similarity", "diversity"
+"""The metrics that every report leads with. More of one is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """One subject or artwork: its word and its pictures, each of shape (H, W, 3), values in [0, 1]."""
+
+    placeholder: str
+    class_word: str
+    personalization_prompt: str
+    images: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is taught together in one training: usually one subject."""
+
+    name: str
+    category: str
+    taught: tuple[Taught, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A prompt, and what has to be found in its pictures."""
+
+    name: str
+    """Short, for files and tables."""
+    target: str
+    """y, with the placeholders."""
+    clean: str
+    """y_c, for the pre-trained model."""
+    elements: Mapping[str, tuple[str, ...]]
+    """What each element may be: of a judge's attribute the accepted values, for CLIP the element's text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How pictures are made."""
+
+    steps: int = 25
+    guidance: float = 4.5
+    sampler: str = "dpmpp_2m"
+    scheduler: str = "normal"
+    resolution: int = 64
+
+
+class World(Protocol):
+    """A model with subjects and prompts for it, and the means to measure its pictures."""
+
+    @property
+    def title(self) -> str:
+        """What it is, for the report."""
+        ...
+
+    @property
+    def models(self) -> Models:
+        """The pre-trained model; loaded when it is first asked for."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Changes when the model does: what was trained with another is not taken for done."""
+        ...
+
+    @property
+    def ruler(self) -> str:
+        """Changes when the way of measuring does."""
+        ...
+
+    @property
+    def train(self) -> Mapping[str, object]:
+        """Training settings that suit this model, other than the pack's defaults."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How pictures are made with this model."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """How each metric is measured, one sentence or two each, for the report."""
+        ...
+
+    def cases(self, kind: str) -> Sequence[Case]:
+        """All cases of a kind, "single" or "composed"; empty where this world has none."""
+        ...
+
+    def asks(self, kind: str, case: Case) -> Sequence[Ask]:
+        """The prompts for a case, "standard" or "complexity"."""
+        ...
+
+    def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
+        """Metrics of one batch of pictures, shape (N, H, W, 3), values in [0, 1]; those that cannot be told are left out."""
+        ...
