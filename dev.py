@@ -4,6 +4,8 @@
     python dev.py test     all tests; -k, -m, paths and the like are handed to pytest
     python dev.py serve    ComfyUI with its web page (--port N); what follows -- is handed to ComfyUI
     python dev.py bench    speed and memory side by side with the host's own trainer; JSON in .dev/bench
+    python dev.py experiment NAME
+                           a study of the method, from training to a report with figures; in .dev/experiments
     python dev.py check    format, style and types
 
 It needs nothing but Python and pip. What it installs or makes goes into .dev/ beside this file.
@@ -33,7 +35,12 @@ class Workspace:
 
     comfyui: Path
     base: Path
-    python: Path
+    venv: Path
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return environment.python_of(self.venv)
 
 
 def prepare(comfyui: str | None) -> Workspace:
@@ -51,7 +58,7 @@ def prepare(comfyui: str | None) -> Workspace:
         folder = host.ensure_pinned_host(DEV, venv)
     environment.install(venv, environment.requirements(CHECKOUT, folder))
     base = host.ensure_base(DEV / "base", CHECKOUT)
-    return Workspace(comfyui=folder, base=base, python=environment.python_of(venv))
+    return Workspace(comfyui=folder, base=base, venv=venv)
 
 
 def ensure_demo_files(space: Workspace) -> None:
@@ -102,6 +109,13 @@ def run_bench(space: Workspace, rest: Sequence[str]) -> int:
     return run([space.python, "-m", "bench.run", *places, *rest], {"OMP_WAIT_POLICY": "PASSIVE"})
 
 
+def run_experiment(space: Workspace, rest: Sequence[str]) -> int:
+    """Carry out a study; its files and its report go into ``.dev/experiments``."""
+    environment.install(space.venv, (CHECKOUT / "requirements-experiments.txt").read_text(encoding="utf-8"), "experiments")
+    places = ("--comfyui", space.comfyui, "--base", space.base, "--out", DEV / "experiments")
+    return run([space.python, "-m", "experiments.run", *places, *rest])
+
+
 def serve(space: Workspace, rest: Sequence[str]) -> int:
     """Start ComfyUI with its web page; arguments other than ``--port`` are ComfyUI's."""
     parser = argparse.ArgumentParser(prog="dev.py serve", allow_abbrev=False, add_help=False)
@@ -125,6 +139,7 @@ COMMANDS: dict[str, Callable[[Workspace, Sequence[str]], int]] = {
     "test": run_tests,
     "serve": serve,
     "bench": run_bench,
+    "experiment": run_experiment,
     "check": check,
 }
 

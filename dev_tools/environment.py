@@ -92,9 +92,9 @@ def requirements(checkout: Path, comfyui: Path) -> str:
     )
 
 
-def install(venv: Path, text: str) -> None:
-    """Install the requirements in ``text`` into ``venv``; no pip call at all if the stamp says it was done."""
-    stamp = venv / "installed.sha256"
+def install(venv: Path, text: str, name: str = "installed") -> None:
+    """Install the requirements in ``text`` into ``venv``; no pip call at all if the stamp of that name says it was done."""
+    stamp = venv / f"{name}.sha256"
     if is_stamped(stamp, fingerprint(text)):
         return
     ensure_venv(venv)

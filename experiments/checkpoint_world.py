@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,16 @@ class Given:
 class CheckpointWorld:
     """One subject of the user's on a model of the user's."""
 
+    has_scale = False
+
     def __init__(self, given: Given) -> None:
         """Load nothing yet."""
         self._given = given
         self.train, self.sampling = given.train, given.sampling
         self.title = f"{given.checkpoint.name}, {given.images.name} ({given.class_word})"
 
-    @cached_property
+    @property
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def models(self) -> Models:
         """Loaded by the host's checkpoint loader."""
         import comfy.sd
@@ -72,12 +75,14 @@ class CheckpointWorld:
     def _lpips(self) -> Any:
         return lpips_network()
 
-    @cached_property
+    @property
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def identity(self) -> str:
         """Of the checkpoint and the pictures."""
         return file_fingerprint(self._given.checkpoint, *_picture_files(self._given.images))
 
-    @cached_property
+    @property
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def ruler(self) -> str:
         """Of the CLIP files and of what diversity is measured with."""
         clips = [file for file in (self._given.clip_vision, self._given.clip_text) if file]
@@ -87,11 +92,14 @@ class CheckpointWorld:
     def notes(self) -> Sequence[str]:
         """What each metric is here, and what is missing for those that are not."""
         vision, text = self._given.clip_vision, self._given.clip_text
-        similar, told = f"mean cosine similarity of CLIP ({vision.name if vision else ''}) image embeddings", "needs --clip-vision"
+        clip = f"mean cosine similarity of CLIP embeddings ({vision.name if vision else ''})"
+        told = f"CLIP-T, {clip} of pictures and clean prompt" if vision and text else "needs --clip-vision and --clip-text"
+        similar = f"CLIP-I, {clip} of pictures and training pictures" if vision else "needs --clip-vision"
+        different = "mean pairwise LPIPS (AlexNet)" if self._lpips else f"1 - {clip} of pairs of pictures" if vision else "needs --clip-vision"
         return (
-            f"Text alignment: {f'CLIP-T, {similar} and the clean prompt' if vision and text else 'needs --clip-vision and --clip-text'}.",
-            f"Subject similarity: {f'CLIP-I, {similar} of the pictures and the training pictures' if vision else told}. There is no true other instance to compare with.",
-            f"Diversity: {'mean pairwise LPIPS (AlexNet)' if self._lpips else 'mean pairwise cosine distance of CLIP image embeddings' if vision else told}.",
+            f"Text alignment: {told}.",
+            f"Subject similarity: {similar}. There is no other instance that would give it a scale.",
+            f"Diversity: {different}.",
         )
 
     def cases(self, kind: str) -> Sequence[Case]:
@@ -144,7 +152,7 @@ def _text_with_projection(file: Path) -> Any:
     import safetensors
 
     with safetensors.safe_open(file, framework="pt") as opened:
-        if not any(name.endswith("text_projection.weight") for name in opened.keys()):  # noqa: SIM118 - it is no dictionary
+        if not any(name.endswith("text_projection.weight") for name in opened.keys()):
             raise SystemExit(f"--clip-text: {file.name} has no text projection. Give a whole CLIP text model, for example ComfyUI's clip_l.safetensors.")
     return comfy.sd.load_clip([str(file)])
 
@@ -159,7 +167,9 @@ def _ask(line: str, class_word: str) -> Ask:
     if PLACEHOLDER not in prompt:
         raise SystemExit(f'--prompts: "{prompt}" lacks {PLACEHOLDER}, which stands for the subject.')
     clean = part("palp_train.prompts").replace_placeholders(prompt, {PLACEHOLDER: class_word})
-    return Ask(name=prompt.replace(PLACEHOLDER, "V")[:60], target=prompt, clean=clean, elements={f"element {n}": (each,) for n, each in enumerate(elements, start=1)})
+    return Ask(
+        name=prompt.replace(PLACEHOLDER, "V")[:60], target=prompt, clean=clean, elements={f"element {n}": (each,) for n, each in enumerate(elements, start=1)}
+    )
 
 
 def _picture_files(folder: Path) -> list[Path]:

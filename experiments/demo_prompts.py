@@ -31,7 +31,13 @@ STANDARD = (
     Setting(style="watercolor", place="snow", time="sunset"),
 )
 """Four elements each, as in the paper: style, class, place, time."""
-STYLED = {"sketch": "a sketch of {}", "watercolor": "a watercolor of {}", "cartoon": "a cartoon of {}", "pixel art": "pixel art of {}", "photo": "a photo of {}"}
+STYLED = {
+    "sketch": "a sketch of {}",
+    "watercolor": "a watercolor of {}",
+    "cartoon": "a cartoon of {}",
+    "pixel art": "pixel art of {}",
+    "photo": "a photo of {}",
+}
 PLACED = {
     "": "",
     "Paris": " in Paris",
@@ -73,7 +79,14 @@ def inspired(case: Case) -> list[Ask]:
 def _ask(case: Case, setting: Setting) -> Ask:
     subjects = [taught for taught in case.taught if taught.class_word not in STYLED]
     words, classes = [taught.placeholder for taught in subjects], tuple(taught.class_word for taught in subjects)
-    elements = {"style": (setting.style,), "kind": classes, "place": (setting.place,), "time": (setting.time,), "mark": (setting.mark,), "color": (setting.color,)}
+    elements = {
+        "style": (setting.style,),
+        "kind": classes,
+        "place": (setting.place,),
+        "time": (setting.time,),
+        "mark": (setting.mark,),
+        "color": (setting.color,),
+    }
     asked = {name: accepted for name, accepted in elements.items() if any(accepted)}
     name = " ".join(accepted[0] for attribute, accepted in asked.items() if attribute != "kind")
     clean = [_with_article(_described(word, setting)) for word in classes]

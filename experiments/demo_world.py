@@ -41,9 +41,11 @@ class DemoWorld:
 
     title = "the demo model (64 x 64 pixels, a drawn world)"
     sampling = Sampling()
+    has_scale = True
     train: Mapping[str, object] = {"batch_size": 4}
 
-    @cached_property
+    @property
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def models(self) -> Models:
         """Loaded by the pack."""
         loaded = part("nodes.host.demo_model").load_demo_model()
@@ -60,12 +62,14 @@ class DemoWorld:
     def _lpips(self) -> Any:
         return lpips_network()
 
-    @cached_property
+    @property
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def identity(self) -> str:
         """Of the demo model's weights."""
         return file_fingerprint(part("nodes.host.demo_model").WEIGHTS)
 
-    @cached_property
+    @property
+    @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def ruler(self) -> str:
         """Of the judge's weights and of what diversity is measured with."""
         from demo.make.classify import WEIGHTS
@@ -137,7 +141,8 @@ def _any_scenes(count: int) -> list[Scene]:
     rng = np.random.default_rng(8)
     place, time = list(demo_prompts.PLACED)[1:], ("day", "sunset", "night")
     return [
-        Scene(kind="", style=VISIBLE[number % len(VISIBLE)], place=place[rng.integers(len(place))], time=time[rng.integers(len(time))]) for number in range(count)
+        Scene(kind="", style=VISIBLE[number % len(VISIBLE)], place=place[rng.integers(len(place))], time=time[rng.integers(len(time))])
+        for number in range(count)
     ]
 
 

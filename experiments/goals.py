@@ -40,8 +40,8 @@ def prompt_goal(rows: Sequence[Row], lead: str) -> str | None:
         return None
     if lost.mean <= 0:
         return f"Prompt: none loses no text alignment against base here ({lost}), so there is nothing to win back."
-    share = f"Prompt: {lead} wins back {won.mean / lost.mean:.0%} of the text alignment that none loses (lost {lost}, won back {won}); goal at least {WON_BACK:.0%}:"
-    return f"{share} {_reached(margin)} (excess over the goal {margin})."
+    share = f"Prompt: {lead} wins back {won.mean / lost.mean:.0%} of the text alignment that none loses (lost {lost}, won back {won})"
+    return f"{share}; goal at least {WON_BACK:.0%}: {_reached(margin)} (excess over the goal {margin})."
 
 
 def subject_goal(rows: Sequence[Row], lead: str, *, has_scale: bool) -> str | None:

@@ -49,7 +49,7 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def paired(first: Mapping[Unit, float], second: Mapping[Unit, float]) -> Interval | None:
-    """first - second over the units that both have."""
+    """First - second over the units that both have."""
     return interval([value - second[unit] for unit, value in first.items() if unit in second])
 
 

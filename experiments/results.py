@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from experiments.store import write_whole
@@ -52,7 +52,7 @@ def write_csv(path: Path, rows: Sequence[Row] | Sequence[Cost], kind: type[Row] 
 
 def chosen(rows: Iterable[Row], **wanted: object) -> list[Row]:
     """The rows whose fields have these values."""
-    return [row for row in rows if all(asdict(row)[name] == value for name, value in wanted.items())]
+    return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
 
 
 def last_step(rows: Iterable[Row], condition: str) -> int:

@@ -48,9 +48,7 @@ def _without_steps(cell: Cell, world: World) -> dict[str, object]:
 def job_of(cell: Cell, world: World) -> Any:
     """What the training node makes of its inputs."""
     prompts, pictures, training = part("palp_train.prompts"), part("nodes.host.pictures"), part("nodes.host.training")
-    words = [
-        prompts.Subject(placeholder=t.placeholder, class_word=t.class_word, personalization_prompt=t.personalization_prompt) for t in cell.case.taught
-    ]
+    words = [prompts.Subject(placeholder=t.placeholder, class_word=t.class_word, personalization_prompt=t.personalization_prompt) for t in cell.case.taught]
     taught = [pictures.SubjectPictures(subject=word, images=t.images) for word, t in zip(words, cell.case.taught, strict=True)]
     models = world.models
     return training.Job(

@@ -92,6 +92,11 @@ class World(Protocol):
         ...
 
     @property
+    def has_scale(self) -> bool:
+        """Whether a subject similarity of 1 is the subject itself and 0 the nearest other instance."""
+        ...
+
+    @property
     def notes(self) -> Sequence[str]:
         """How each metric is measured, one sentence or two each, for the report."""
         ...

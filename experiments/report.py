@@ -1,0 +1,147 @@
+"""The report of a study: Markdown with tables, figures and contact sheets; its numbers as CSV beside it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experiments import figures, sheets
+from experiments.goals import goal_lines
+from experiments.intervals import interval, paired
+from experiments.laboratory import costs_of, rows_of, strips, unstable
+from experiments.results import Cost, Row, by_unit, write_csv
+from experiments.store import write_whole
+from experiments.study import Plan
+
+BASELINE = "none"
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a report says."""
+
+    plan: Plan
+    rows: Sequence[Row]
+    costs: Sequence[Cost]
+    unstable: Sequence[str]
+    figures: Sequence[Path]
+    sheets: Sequence[Path]
+
+
+def write_report(plan: Plan, cells: Path, folder: Path) -> Path:
+    """Write ``report.md``, ``measures.csv``, ``costs.csv``, figures and sheets into ``folder`` from the files below ``cells``; the report's path.
+
+    Raises:
+        SystemExit: nothing has been measured yet.
+    """
+    rows, costs = rows_of(plan, cells), costs_of(plan, cells)
+    if not rows:
+        raise SystemExit(f"Nothing of {plan.study.name} has been measured with these settings: run it without --report-only first.")
+    write_csv(folder / "measures.csv", rows, Row)
+    write_csv(folder / "costs.csv", costs, Cost)
+    findings = Findings(
+        plan=plan,
+        rows=rows,
+        costs=costs,
+        unstable=unstable(plan, cells),
+        figures=figures.draw_all(rows, plan.study.along, folder),
+        sheets=sheets.write_sheets(strips(plan, cells), plan.study.samples, folder),
+    )
+    path, text = folder / "report.md", report_text(findings)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return path
+
+
+def report_text(found: Findings) -> str:
+    """The Markdown."""
+    study = found.plan.study
+    parts = [f"# {study.title}", study.question, _settings(found), "## What was found", *_goals(found), means_table(found.rows)]
+    parts += ["## Differences from none, in pairs", differences_table(found.rows)]
+    parts += ["## Figures", *(f"![{path.stem}]({path.name})" for path in found.figures)]
+    parts += _along_table(found)
+    parts += ["## Cost", cost_table(found.costs), *(["## Unstable trainings", *(f"- {line}" for line in found.unstable)] if found.unstable else [])]
+    parts += ["## How it was measured", *(f"- {note}" for note in (*found.plan.world.notes, *_reading(found)))]
+    parts += ["## Pictures", "Same noise in every row.", *(f"![{path.stem}]({path.name})" for path in found.sheets)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings(found: Findings) -> str:
+    study, cases = found.plan.study, found.plan.cases()
+    sampling, train = found.plan.world.sampling, ", ".join(f"{name} {value}" for name, value in found.plan.world.train.items())
+    return (
+        f"On {found.plan.world.title}: {len(cases)} subjects ({', '.join(case.name for case in cases)}), {len(found.plan.asks(cases[0]))} prompts each, "
+        f"{study.seeds} seeds, {study.samples} pictures a prompt; looked at after {', '.join(map(str, study.looks))} steps. "
+        f"Training: the pack's defaults{f' but {train}' if train else ''}. "
+        f"Pictures: {sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance:g}. {platform.machine()}, {platform.system()}."
+    )
+
+
+def _goals(found: Findings) -> list[str]:
+    lines = goal_lines(found.rows, found.plan.study.lead, has_scale=found.plan.world.has_scale)
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def _reading(found: Findings) -> list[str]:
+    units = len({(row.case, row.seed) for row in found.rows})
+    return [
+        f"Every number is a mean over {units} units, each a subject with a seed (prompts and pictures averaged first); intervals are 95 % (Student's t). "
+        "Seeds of one subject are not wholly independent, so with few subjects the intervals are somewhat too narrow for other subjects.",
+        "Differences are taken in pairs, on the same subjects, prompts, seeds and noise. Nothing is corrected for the number of comparisons.",
+    ]
+
+
+def means_table(rows: Sequence[Row]) -> str:
+    """Every condition's metrics after its last step."""
+    told = figures.metrics(rows)
+    lines = [[name, *(_cell(by_unit(rows, name, metric)) for metric in told)] for name in figures.names(rows)]
+    return table(["condition", *told], lines)
+
+
+def differences_table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
+    """Every condition minus the baseline, with what can be told of the sign."""
+    told = [metric for metric in figures.metrics(rows) if metric in figures.HEADLINES]
+    lines: list[list[str]] = []
+    for name in [name for name in figures.names(rows) if name != baseline]:
+        for metric in told:
+            difference = paired(by_unit(rows, name, metric), by_unit(rows, baseline, metric))
+            if difference:
+                lines.append([name, metric, str(difference), difference.verdict])
+    return table(["condition", "metric", f"minus {baseline}", ""], lines)
+
+
+def _along_table(found: Findings) -> list[str]:
+    """The metrics for each group, and the goals of each, where the study compares groups."""
+    along = found.plan.study.along
+    if along not in ("elements", "category", "case"):
+        return []
+    groups = list(dict.fromkeys(getattr(row, along) for row in found.rows))
+    parts: list[str] = []
+    for group in groups:
+        rows = [row for row in found.rows if getattr(row, along) == group]
+        part = replace(found, rows=rows)
+        parts += [f"### {along}: {group}", *_goals(part), means_table(rows)]
+    return parts
+
+
+def cost_table(costs: Sequence[Cost]) -> str:
+    """Seconds and memory of a training, by condition, to its last step."""
+    lines: list[list[str]] = []
+    for name in dict.fromkeys(cost.condition for cost in costs):
+        last = max(cost.step for cost in costs if cost.condition == name)
+        taken = [cost for cost in costs if cost.condition == name and cost.step == last]
+        seconds, peak = interval([cost.seconds for cost in taken]), max(cost.peak_memory for cost in taken)
+        lines.append([name, str(last), f"{seconds.mean:.1f}" if seconds else "", f"{peak / MIB:.0f}", str(len(taken)), taken[0].device])
+    return table(["condition", "steps", "seconds", "peak memory, MiB", "trainings", "device"], lines)
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def _cell(values: dict[tuple[str, int], float]) -> str:
+    return str(interval(list(values.values())) or "")
