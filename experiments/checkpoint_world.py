@@ -95,11 +95,12 @@ class CheckpointWorld:
         clip = f"mean cosine similarity of CLIP embeddings ({vision.name if vision else ''})"
         told = f"CLIP-T, {clip} of pictures and clean prompt" if vision and text else "needs --clip-vision and --clip-text"
         similar = f"CLIP-I, {clip} of pictures and training pictures" if vision else "needs --clip-vision"
-        different = "mean pairwise LPIPS (AlexNet)" if self._lpips else f"1 - {clip} of pairs of pictures" if vision else "needs --clip-vision"
+        otherwise = f"1 - {clip}" if vision else "mean cosine distance of pixels at 32 x 32, which is crude: give --clip-vision"
+        different = "mean LPIPS (AlexNet)" if self._lpips else otherwise
         return (
             f"Text alignment: {told}.",
             f"Subject similarity: {similar}. There is no other instance that would give it a scale.",
-            f"Diversity: {different}.",
+            f"Diversity: {different}; over all pairs of pictures of one prompt.",
         )
 
     def cases(self, kind: str) -> Sequence[Case]:
@@ -116,15 +117,16 @@ class CheckpointWorld:
     @torch.inference_mode()
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
         """CLIP-T of the prompt and of each element, CLIP-I, diversity: what can be told with what was given."""
-        measures: dict[str, float] = {}
-        if self._vision:
-            seen = self._seen(pictures)
+        seen = self._seen(pictures) if self._vision else None
+        measures = {
+            DIVERSITY: mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(_small(pictures) if seen is None else seen)
+        }
+        if seen is not None:
             measures[IMAGE] = mean_similarity(seen, self._subject)
-            measures[DIVERSITY] = mean_pairwise_distance(seen)
-            if self._text:
-                texts = {TEXT: ask.clean, **{name: text for name, (text, *_) in ask.elements.items()}}
-                measures |= {name: mean_similarity(seen, self._told(text)) for name, text in texts.items()}
-        return measures | ({DIVERSITY: mean_pairwise_lpips(self._lpips, pictures)} if self._lpips else {})
+        if seen is not None and self._text:
+            texts = {TEXT: ask.clean, **{name: text for name, (text, *_) in ask.elements.items()}}
+            measures |= {name: mean_similarity(seen, self._told(text)) for name, text in texts.items()}
+        return measures
 
     @cached_property
     def _subject(self) -> Tensor:
@@ -135,6 +137,11 @@ class CheckpointWorld:
 
     def _told(self, text: str) -> Tensor:
         return self._text.encode_from_tokens(self._text.tokenize(text), return_pooled=True)[1].float().cpu()
+
+
+def _small(pictures: Tensor) -> Tensor:
+    """Pixels around 0, few of them, shape (N, 3072)."""
+    return functional.interpolate(pictures.movedim(-1, 1) - 0.5, size=(32, 32), mode="area").flatten(1)
 
 
 def mean_similarity(first: Tensor, second: Tensor) -> float:

@@ -45,16 +45,17 @@ def prompt_goal(rows: Sequence[Row], lead: str) -> str | None:
 
 
 def subject_goal(rows: Sequence[Row], lead: str, *, has_scale: bool) -> str | None:
-    """The fall of subject similarity against plain personalization."""
-    none, ours = by_unit(rows, "none", IMAGE), by_unit(rows, lead, IMAGE)
-    fall = paired(none, ours)
+    """The fall of subject similarity against plain personalization, which says little unless that has learned the subject."""
+    base, none, ours = (by_unit(rows, name, IMAGE) for name in ("base", "none", lead))
+    fall, learned = paired(none, ours), paired(none, base)
     if not fall:
         return None
     if not has_scale:
         return f"Subject: similarity falls by {fall} from none to {lead}; there is no other instance here that would give that a scale."
     room = interval([FALL - (value - ours[unit]) for unit, value in none.items() if unit in ours])
     said = f"Subject: similarity falls by {fall} of the way from the subject to the nearest other instance, from none to {lead}; goal at most {FALL}:"
-    return f"{said} {_reached(room)}." if room else None
+    doubt = "" if learned and learned.verdict == "above 0" else " This says little: none itself is not known to be more like the subject than base."
+    return f"{said} {_reached(room)}.{doubt}" if room else None
 
 
 def rival_line(rows: Sequence[Row], lead: str, rival: str, metric: str) -> str | None:

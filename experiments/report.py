@@ -89,6 +89,7 @@ def _reading(found: Findings) -> list[str]:
     return [
         f"Every number is a mean over {units} units, each a subject with a seed (prompts and pictures averaged first); intervals are 95 % (Student's t). "
         "Seeds of one subject are not wholly independent, so with few subjects the intervals are somewhat too narrow for other subjects.",
+        "Peak memory: on a CPU all that the process had, on a GPU what PyTorch had given out.",
         "Differences are taken in pairs, on the same subjects, prompts, seeds and noise. Nothing is corrected for the number of comparisons.",
     ]
 

@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report-only", action="store_true", help="train and sample nothing: write the report from what is there")
     parser.add_argument("--publish", action="store_true", help="also put the report and its figures into docs/results")
     parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="other training settings, for example '{\"learning_rate\": 1e-4}'")
+    parser.add_argument("--sampling", type=json.loads, default={}, metavar="JSON", help='how pictures are made, for example \'{"steps": 30, "guidance": 7.5}\'')
     _add_own(parser.add_argument_group("a model of your own instead of the demo model; the first four belong together"))
     return _checked(parser, parser.parse_args())
 
@@ -79,11 +80,11 @@ def world_of(options: argparse.Namespace) -> World:
         from experiments.checkpoint_world import CheckpointWorld, Given
 
         given = {name: getattr(options, name) for name in (*OWN, "clip_vision", "clip_text", "train")}
-        return CheckpointWorld(Given(**given, sampling=Sampling(resolution=options.resolution, guidance=7.5)))
+        return CheckpointWorld(Given(**given, sampling=Sampling(**{"resolution": options.resolution, "guidance": 7.5, **options.sampling})))
     from experiments.demo_world import DemoWorld
 
     world = DemoWorld()
-    world.train = {**world.train, **options.train}
+    world.train, world.sampling = {**world.train, **options.train}, replace(world.sampling, **options.sampling)
     return world
 
 

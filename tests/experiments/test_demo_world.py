@@ -1,0 +1,108 @@
+"""The demo model's world: prompts in its words, and true pictures to compare with."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("resvg_py", reason="belongs to requirements-experiments.txt")
+from experiments import demo_prompts
+from experiments.demo_world import CATEGORIES, CREATURES, DemoWorld, Scene, render
+from experiments.judging import as_input
+from experiments.world import DIVERSITY, IMAGE, TEXT
+
+MERGES = Path(__file__).resolve().parents[2] / "demo" / "weights" / "tokenizer" / "merges.txt"
+
+
+class SeededWorld(DemoWorld):
+    """With the judge's network as it is before training: what is measured is not sensible, but the way is the same."""
+
+    @property
+    def judge(self):
+        from demo.make.classify import Judge
+
+        torch.manual_seed(0)
+        return Judge().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def world(pack):
+    return SeededWorld()
+
+
+def every_ask(world):
+    return [ask for kind in ("single", "composed") for case in world.cases(kind) for ask in world.asks("standard", case)]
+
+
+def test_there_are_six_subjects_of_three_categories(world):
+    cases = world.cases("single")
+    assert len(cases) == 6 and {case.category for case in cases} == set(CATEGORIES.values())
+
+
+def test_every_subject_has_its_pictures(world):
+    assert {len(case.taught[0].images) for case in world.cases("single")} == {5}
+
+
+def test_a_prompt_of_four_elements_asks_for_four(world):
+    ask = world.asks("standard", world.cases("single")[0])[0]
+    assert (ask.target, ask.clean) == ("a sketch of [V] in Paris at night", "a sketch of a cat in Paris at night")
+    assert ask.elements == {"style": ("sketch",), "kind": ("cat",), "place": ("Paris",), "time": ("night",)}
+
+
+def test_there_are_ten_different_prompts(world):
+    assert len({ask.target for ask in world.asks("standard", world.cases("single")[0])}) == 10
+
+
+def test_prompts_grow_by_one_element(world):
+    for case in world.cases("single"):
+        assert [len(ask.elements) for ask in world.asks("complexity", case)] == [2, 3, 4, 5, 6]
+
+
+def test_a_mark_that_is_asked_for_is_not_the_subjects_own(world):
+    for case in world.cases("single"):
+        assert world.asks("complexity", case)[-1].elements["mark"] != (CREATURES[case.name].mark,)
+
+
+def test_two_subjects_are_both_asked_for(world):
+    case = world.cases("composed")[0]
+    ask = world.asks("standard", case)[0]
+    assert ask.target.startswith("a sketch of [V1] and [V2]") and ask.clean.startswith("a sketch of a cat and a dog")
+
+
+def test_an_artworks_word_is_in_the_target_only(world):
+    case = next(case for case in world.cases("composed") if case.category == "art-inspired")
+    ask = world.asks("standard", case)[0]
+    assert ask.target == "a watercolor of [V1] in the desert inspired by [V2]" and ask.clean == "a watercolor of a cat in the desert"
+
+
+def test_clean_prompts_use_the_worlds_words(world):
+    known = {"".join(line.split()).removesuffix("</w>") for line in MERGES.read_text().splitlines()}
+    words = {word.lower() for ask in every_ask(world) for word in re.findall(r"\w+", ask.clean)}
+    assert words - known - {"a", "and"} == set()
+
+
+def test_pictures_are_measured_in_all_ways(world):
+    case = world.cases("single")[0]
+    measures = world.measure(case, world.asks("standard", case)[0], torch.rand(3, 64, 64, 3))
+    assert {TEXT, DIVERSITY, "style", "kind", "place", "time"} <= set(measures)
+
+
+def test_the_subject_drawn_in_the_asked_scene_is_near_one_and_random_pictures_are_not(world):
+    case = world.cases("single")[0]
+    scene = Scene(kind="", style="cartoon", place="desert", time="sunset")
+    scale = world._scale(case.name, scene)
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    drawn = torch.from_numpy(np.stack([render(CREATURES[case.name], scene, rng) for _ in range(32)]))
+    assert float(scale.likeness(world.judge.features(as_input(drawn))).mean()) == pytest.approx(1, abs=0.5)
+    assert float(scale.likeness(world.judge.features(as_input(torch.rand(8, 64, 64, 3)))).mean()) < 0
+
+
+def test_notes_name_every_leading_metric(world):
+    assert all(any(note.lower().startswith(metric) for note in world.notes) for metric in (TEXT, IMAGE, DIVERSITY))
+
+
+def test_every_style_asked_for_shows_who_it_is():
+    assert {setting.style for setting in demo_prompts.STANDARD} <= {"photo", "cartoon", "sketch", "pixel art", "watercolor"}

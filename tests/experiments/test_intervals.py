@@ -1,0 +1,47 @@
+"""Means, intervals and paired differences, against scipy."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from experiments.intervals import Interval, contrast, interval, paired
+
+FIRST = {("a", 0): 0.31, ("a", 1): 0.29, ("b", 0): 0.44, ("b", 1): 0.38}
+SECOND = {("a", 0): 0.27, ("a", 1): 0.30, ("b", 0): 0.35, ("b", 1): 0.33}
+
+
+def test_a_paired_difference_is_scipys():
+    found = paired(FIRST, SECOND)
+    expected = stats.ttest_rel(list(FIRST.values()), list(SECOND.values())).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.count == 4
+
+
+def test_an_interval_is_scipys():
+    found = interval(list(FIRST.values()))
+    expected = stats.ttest_1samp(list(FIRST.values()), 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_pairs_are_made_of_shared_units_only():
+    assert paired(FIRST, {("b", 1): 0.33, ("c", 0): 9.0}).mean == pytest.approx(0.05)
+
+
+def test_without_shared_units_there_is_no_difference():
+    assert paired(FIRST, {("c", 0): 1.0}) is None
+
+
+def test_a_contrast_of_one_and_minus_one_is_a_paired_difference():
+    assert contrast([(1.0, FIRST), (-1.0, SECOND)]).mean == pytest.approx(paired(FIRST, SECOND).mean)
+
+
+def test_one_value_has_no_bounds_and_decides_nothing():
+    found = interval([0.5])
+    assert (found.low, found.high) == (-math.inf, math.inf)
+    assert "one value" in found.verdict
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [(0.1, 0.3, "above 0"), (-0.3, -0.1, "below 0"), (-0.1, 0.1, "undecided: the interval includes 0")])
+def test_the_verdict_says_on_which_side_of_zero_it_lies(low, high, verdict):
+    assert Interval(mean=(low + high) / 2, low=low, high=high, count=5).verdict == verdict

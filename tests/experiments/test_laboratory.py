@@ -1,0 +1,166 @@
+"""A study carried out on a tiny model of the host's own classes: files, resuming, report."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from small_world import SmallWorld
+
+from experiments.laboratory import carry_out, costs_of, rows_of
+from experiments.report import write_report
+from experiments.results import Row, by_unit
+from experiments.store import CellFiles, read_pictures, write_pictures, write_whole
+from experiments.studies import STUDIES
+from experiments.study import Plan
+
+
+@pytest.fixture(scope="module")
+def world(pack):
+    import tiny_models
+
+    return SmallWorld(models=tiny_models.sd15())
+
+
+@pytest.fixture(scope="module")
+def plan(world):
+    return Plan(study=replace(STUDIES["ablation"], looks=(1, 2), samples=2, seeds=2, prompts=1), world=world, subjects=("a",))
+
+
+@pytest.fixture(scope="module")
+def folder(plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments")
+    carry_out(plan, folder / "cells")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(plan, folder):
+    return write_report(plan, folder / "cells", folder / "ablation")
+
+
+def test_every_condition_prompt_seed_and_look_is_measured(plan, folder):
+    found = {(row.condition, row.ask, row.seed, row.step) for row in rows_of(plan, folder / "cells")}
+    looks = {condition.name: (1, 2) if condition.trained else (0,) for condition in plan.study.conditions}
+    assert found == {(name, "ask 0", seed, step) for name, steps in looks.items() for step in steps for seed in range(2)}
+
+
+def test_every_training_has_its_cost(plan, folder):
+    costs = costs_of(plan, folder / "cells")
+    assert len(costs) == 2 * 2 * 6  # looks x seeds x trained conditions
+    assert all(cost.seconds > 0 and cost.peak_memory > 0 for cost in costs)
+
+
+def test_nothing_half_written_is_left(folder, report):
+    assert not list(folder.rglob("partial-*"))
+
+
+def test_what_is_there_is_not_done_again(plan, folder):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "cells").rglob("*")}
+    plan.world.measured.clear()
+    carry_out(plan, folder / "cells")
+    assert {path: path.stat().st_mtime_ns for path in (folder / "cells").rglob("*")} == before
+    assert not plan.world.measured
+
+
+def test_only_what_is_missing_is_done(plan, folder):
+    lost = sorted((folder / "cells").rglob("*.png"))[0]
+    pictures = lost.read_bytes()
+    measures = next(lost.parent.glob(f"{lost.stem}-*.json"))
+    others = {path: path.stat().st_mtime_ns for path in (folder / "cells").rglob("*.*") if path not in (lost, measures)}
+    lost.unlink()
+    measures.unlink()
+    carry_out(plan, folder / "cells")
+    assert lost.read_bytes() == pictures
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+def test_other_settings_are_other_trainings(plan, folder):
+    from experiments.training import files_of, steps_missing
+
+    other = replace(plan.world, train={"rank": 3})
+    cell = plan.cells()[1]
+    assert steps_missing(cell, files_of(cell, plan.world, folder / "cells")) == 0
+    assert steps_missing(cell, files_of(cell, other, folder / "cells")) == 2
+
+
+def test_conditions_start_from_the_same_noise_and_end_elsewhere(plan, folder):
+    values = [by_unit(rows_of(plan, folder / "cells"), name, "subject similarity") for name in ("none", "palp")]
+    assert values[0].keys() == values[1].keys() == {("a", 0), ("a", 1)}
+
+
+def test_the_report_contains_every_condition(plan, report):
+    text = report.read_text()
+    assert all(f"| {condition.name} |" in text for condition in plan.study.conditions)
+
+
+def test_the_reports_figures_and_sheets_are_there(report):
+    import re
+
+    links = re.findall(r"!\[.*?\]\((.+?)\)", report.read_text())
+    assert len(links) == 4 + 1  # the trade-off and three curves; a sheet for the prompt
+    assert all((report.parent / link).stat().st_size > 1000 for link in links)
+
+
+def test_the_numbers_are_there_as_csv(plan, folder, report):
+    with (report.parent / "measures.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows_of(plan, folder / "cells"))
+
+
+@pytest.mark.parametrize("along", ["grid", "category", "elements"])
+def test_other_comparisons_have_their_figures(plan, folder, tmp_path, along):
+    other = replace(plan, study=replace(plan.study, along=along))
+    assert write_report(other, folder / "cells", tmp_path).is_file()
+
+
+def test_a_report_of_nothing_is_refused(plan, tmp_path):
+    with pytest.raises(SystemExit, match="Nothing of ablation"):
+        write_report(plan, tmp_path / "cells", tmp_path)
+
+
+def test_a_training_that_does_not_stay_finite_is_noted_and_the_study_goes_on(pack, tmp_path):
+    import tiny_models
+
+    from experiments.laboratory import unstable
+
+    broken = tiny_models.sd15()
+    with torch.inference_mode():
+        broken.model.model.diffusion_model.out[2].weight.fill_(float("inf"))
+    study = replace(STUDIES["ablation"], conditions=STUDIES["ablation"].conditions[1:3], looks=(1, 2), samples=2, seeds=1, prompts=1)
+    plan = Plan(study=study, world=SmallWorld(models=broken), subjects=("a",))
+    carry_out(plan, tmp_path)
+    assert [line.split(" a ")[0] for line in unstable(plan, tmp_path)] == ["none", "sds"]
+
+
+def test_a_subject_of_two_is_trained_together(world, tmp_path):
+    study = replace(STUDIES["subjects"], looks=(1,), samples=2, seeds=1, prompts=1)
+    plan = Plan(study=study, world=world)
+    carry_out(plan, tmp_path)
+    assert {row.case for row in rows_of(plan, tmp_path)} == {"a+b"}
+
+
+def test_an_interrupted_file_does_not_get_its_name(tmp_path):
+    def interrupted(partial):
+        partial.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_come_back_from_their_strip(tmp_path):
+    pictures = (torch.rand(3, 8, 6, 3) * 255).round() / 255
+    write_pictures(tmp_path / "strip.png", pictures)
+    assert torch.equal(read_pictures(tmp_path / "strip.png", 3), pictures)
+
+
+def test_rows_are_averaged_over_prompts_within_a_unit():
+    about = dict(condition="palp", step=1, case="a", category="", elements=1, seed=0, metric="m")
+    rows = [Row(**about, ask=str(n), value=float(n)) for n in range(3)]
+    assert by_unit(rows, "palp", "m") == {("a", 0): 1.0}
+
+
+def test_pictures_of_other_settings_have_another_name(tmp_path):
+    files = CellFiles(folder=tmp_path)
+    assert files.pictures(1, "ask", {"count": 2}) != files.pictures(1, "ask", {"count": 3})

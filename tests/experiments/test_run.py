@@ -1,0 +1,67 @@
+"""The command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.run import publish
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "demo" / "weights" / "palp_demo.safetensors"
+
+
+def experiment(out, *arguments):
+    places = ("--comfyui", os.environ["COMFYUI_PATH"], "--base", str(out / "base"), "--out", str(out))
+    return subprocess.run([sys.executable, "-m", "experiments.run", *places, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_model_of_ones_own_needs_its_pictures_and_prompts(host, tmp_path):
+    done = experiment(tmp_path, "ablation", "--checkpoint", "model.safetensors")
+    assert done.returncode == 2 and "belong together" in done.stderr
+
+
+def test_a_quick_run_is_not_published(host, tmp_path):
+    done = experiment(tmp_path, "ablation", "--quick", "--publish")
+    assert done.returncode == 2 and "too little" in done.stderr
+
+
+def test_a_published_report_is_listed_once(tmp_path):
+    report = tmp_path / "noise" / "report.md"
+    report.parent.mkdir()
+    report.write_text("# Noise")
+    for _ in range(2):
+        index = publish(report, tmp_path / "docs" / "results", "Noise")
+    assert index.read_text().count("results/noise/report.md") == 1
+    assert (tmp_path / "docs" / "results" / "noise" / "report.md").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEMO.is_file(), reason="the demo model's weights are not there")
+def test_a_quick_ablation_of_the_demo_model_ends_in_a_report(host, tmp_path):
+    pytest.importorskip("resvg_py", reason="belongs to requirements-experiments.txt")
+    done = experiment(tmp_path, "ablation", "--quick", "--steps", "2,4", "--samples", "2")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "ablation-quick" / "report.md").read_text()
+    assert "wins back" in text or "nothing to win back" in text
+
+
+@pytest.mark.slow
+def test_a_quick_study_of_a_checkpoint_ends_in_a_report(host, tmp_path):
+    from demo import CHECKPOINT
+
+    checkpoint = Path(os.environ.get("PALP_DEV_DIR", ROOT / ".dev")) / "base" / "models" / "checkpoints" / CHECKPOINT
+    if not checkpoint.is_file():
+        pytest.skip("python dev.py test makes the checkpoint")
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "cat" / "1.png")
+    (tmp_path / "prompts.txt").write_text("a sketch of [V] in Paris | sketch | Paris\n")
+    given = ("--checkpoint", checkpoint, "--images", tmp_path / "cat", "--class-word", "cat", "--prompts", tmp_path / "prompts.txt", "--resolution", "64")
+    short = ("--quick", "--steps", "1", "--samples", "2", "--seeds", "1", "--train", '{"rank": 2}', "--sampling", '{"steps": 2}')
+    done = experiment(tmp_path, "noise", *map(str, given), *short)
+    assert done.returncode == 0, done.stderr
+    assert "## Cost" in (tmp_path / "noise-quick" / "report.md").read_text()

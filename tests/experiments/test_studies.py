@@ -1,0 +1,62 @@
+"""What a study does, before anything is trained."""
+
+import pytest
+from small_world import SmallWorld
+
+from experiments.studies import STUDIES
+from experiments.study import Plan, quick
+
+
+def plan(name, **changes):
+    return Plan(study=STUDIES[name], world=SmallWorld(), **changes)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_compares_with_the_base_model_and_with_no_alignment(name):
+    names = [condition.name for condition in STUDIES[name].conditions]
+    assert names[:2] == ["base", "none"] and "palp" in names
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_setting_of_every_study_is_one_of_the_packs(name):
+    from palp_train.config import LossConfig, TrainConfig
+
+    for condition in STUDIES[name].conditions:
+        LossConfig(**condition.loss)
+        TrainConfig(**condition.train)
+
+
+def test_the_scales_hold_the_papers_own():
+    assert "palp" in [condition.name for condition in STUDIES["scales"].conditions]
+    assert "alpha 15, beta 7.5" not in [condition.name for condition in STUDIES["scales"].conditions]
+
+
+def test_what_does_not_see_the_prompt_is_trained_once_for_all_prompts():
+    cells = [cell for cell in plan("noise").cells() if cell.condition.name == "none"]
+    assert len(cells) == 2 * 3 and all(len(cell.asks) == 2 for cell in cells)
+
+
+def test_alignment_is_trained_for_each_prompt():
+    cells = [cell for cell in plan("noise").cells() if cell.condition.name == "palp"]
+    assert len(cells) == 2 * 3 * 2 and all(len(cell.asks) == 1 for cell in cells)
+
+
+def test_the_base_model_is_looked_at_without_training():
+    assert {cell.looks for cell in plan("steps").cells() if cell.condition.name == "base"} == {(0,)}
+
+
+def test_a_whole_comparison_is_done_before_the_next_seed():
+    seeds = [cell.seed for cell in plan("noise").cells()]
+    assert seeds == sorted(seeds)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_quick_study_is_short(name):
+    short = quick(STUDIES[name])
+    assert max(short.looks) <= 100 and short.samples <= 4
+
+
+def test_an_unknown_subject_is_refused_with_those_there_are():
+    with pytest.raises(SystemExit, match="has a, b"):
+        plan("ablation", subjects=("c",)).cases()
