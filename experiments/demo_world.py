@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ PAIRS = (("mochi", "biscuit"), ("earl", "bolt"))
 ARTWORK = Scene(kind="boat", style="watercolor", place="beach", time="sunset")
 VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
 """Styles in which a creature can be recognized."""
-DRAWN_IN_ALL, DRAWN_IN_SCENE = 64, 32
-"""Drawings of each instance: for the discriminants, and for the ends of a scale."""
+DRAWN = 60
+"""Drawings of each instance: in all styles for the discriminants, in one for the ends of its scale."""
 METRICS = 1
 """Raise it when what is measured changes."""
 
@@ -82,9 +83,9 @@ class DemoWorld:
         told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features (LPIPS or its weights are not here)"
         return (
             "Text alignment: the share of the prompt's elements (style, class, place, time, and mark and color where asked) that the demo's judge finds.",
-            "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the prompt's own scene; "
-            "distances are of the judge's features along linear discriminants of the instances. Other instances that these cannot tell from the "
-            "subject are no measure. The base model draws some other instance.",
+            "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "
+            "picture, so that a wrong style alone does not count; distances are of the judge's features along linear discriminants of the instances. "
+            "Other instances that these hardly tell from the subject are no measure. The base model draws some other instance, often below 0.",
             f"Diversity: {told} between the pictures of one prompt.",
         )
 
@@ -107,34 +108,38 @@ class DemoWorld:
     @torch.inference_mode()
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
         """The prompt's elements by the judge, the likeness to every subject of the case, and diversity."""
-        features = self.judge.features(as_input(pictures))
-        scene = Scene(kind="", style=ask.elements["style"][0], place=_only(ask, "place", "studio"), time=_only(ask, "time", "day"))
-        scales = [self._scale(name, scene) for name in case.name.split("+") if name in CREATURES]
-        likenesses = [float(scale.likeness(features).mean()) for scale in scales if scale]
-        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses and len(likenesses) == len(scales) else {}
+        features, styles = self.judge.features(as_input(pictures)), self._styles(pictures, ask)
+        likenesses = [value for name in case.name.split("+") if name in CREATURES for value in self._likenesses(name, features, styles)]
+        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses else {}
         different = mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(features)
         return {**elements_found(self.judge, ATTRIBUTES, ask, pictures), **similar, DIVERSITY: different}
 
+    def _styles(self, pictures: Tensor, ask: Ask) -> list[str]:
+        """The style that the judge sees in each picture; the asked one where it sees one that hides who is there."""
+        seen = [ATTRIBUTES["style"][number] for number in self.judge(as_input(pictures))["style"].argmax(dim=1).tolist()]
+        return [style if style in VISIBLE else ask.elements["style"][0] for style in seen]
+
+    def _likenesses(self, name: str, features: Tensor, styles: Sequence[str]) -> list[float]:
+        scales = [self._scale(name, style) for style in styles]
+        return [float(scale.likeness(row[None])) for row, scale in zip(features, scales, strict=True) if scale]
+
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
-    def _scale(self, name: str, scene: Scene) -> LikenessScale | None:
-        creature = CREATURES[name]
-        there = {other: self._features(each, [scene] * DRAWN_IN_SCENE) for other, each in neighbors(creature).items()}
-        return likeness_scale(self._directions(name), self._features(creature, [scene] * DRAWN_IN_SCENE), there)
+    def _scale(self, name: str, style: str) -> LikenessScale | None:
+        scenes = [replace(scene, style=style) for scene in _any_scenes(DRAWN)]
+        others = {other: self._features(each, scenes, seed=10) for other, each in neighbors(CREATURES[name]).items()}
+        return likeness_scale(self._directions(name), self._features(CREATURES[name], scenes, seed=10), others)
 
     @cache  # noqa: B019
     def _directions(self, name: str) -> Tensor:
         instances = {"itself": CREATURES[name], **neighbors(CREATURES[name])}
-        return discriminants({other: self._features(each, _any_scenes(DRAWN_IN_ALL)) for other, each in instances.items()})
+        return discriminants({other: self._features(each, _any_scenes(DRAWN), seed=7) for other, each in instances.items()})
 
-    def _features(self, creature: Creature, scenes: Sequence[Scene]) -> Tensor:
+    def _features(self, creature: Creature, scenes: Sequence[Scene], seed: int) -> Tensor:
+        """What the judge sees of drawings; by the same seed all instances stand alike."""
         _place_sprites()
-        rng = np.random.default_rng(7)
+        rng = np.random.default_rng(seed)
         drawn = torch.from_numpy(np.stack([render(creature, scene, rng) for scene in scenes]))
         return self.judge.features(as_input(drawn))
-
-
-def _only(ask: Ask, attribute: str, otherwise: str) -> str:
-    return ask.elements[attribute][0] if attribute in ask.elements else otherwise
 
 
 def _any_scenes(count: int) -> list[Scene]:

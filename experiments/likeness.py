@@ -16,13 +16,14 @@ SHRINKAGE = 0.1
 """Of the covariance, towards a sphere: there are not many more pictures than features."""
 FAINTEST = 1.0
 """Discriminants along which instances differ less than pictures of one instance do are left out."""
-TOLD_APART = 0.5
-"""An instance at less than this many standard deviations from the subject cannot be told from it, and is no measure."""
+TOLD_APART = 1.0
+"""An instance that is less than this much further from the subject than the subject's own pictures is hard to tell from it, and is no measure. The unit is
+how much pictures of one instance vary along a discriminant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikenessScale:
-    """A scale for pictures of one subject in one scene."""
+    """A scale for pictures of one subject in one style."""
 
     directions: Tensor
     """Shape (F, D)."""
@@ -63,13 +64,13 @@ def likeness_scale(directions: Tensor, subject: Tensor, others: Mapping[str, Ten
 
     Args:
         directions: the discriminants.
-        subject: features of the subject's pictures in the scene, shape (N, F): every other one says where the subject lies, the rest how far its pictures are.
-        others: features of other instances' pictures in the same scene.
+        subject: features of the subject's pictures in the style, shape (N, F): every other one says where the subject lies, the rest how far its pictures are.
+        others: features of other instances' pictures in the same style.
     """
     middle = (subject[::2].double() @ directions).mean(dim=0)
     own = _distances(subject[1::2], directions, middle)
     distances = {name: float(_distances(features, directions, middle).mean()) for name, features in others.items()}
-    apart = {name: distance for name, distance in distances.items() if distance - float(own.mean()) > TOLD_APART * float(own.std())}
+    apart = {name: distance for name, distance in distances.items() if distance - float(own.mean()) > TOLD_APART}
     if not apart:
         return None
     nearest = min(apart, key=lambda name: apart[name])

@@ -17,7 +17,7 @@ OWN = ("checkpoint", "images", "class_word", "prompts")
 
 
 def parse() -> argparse.Namespace:
-    """See ``python dev.py experiment --help``."""
+    """See ``python dev.py experiment -- --help``."""
     listed = "\n".join(f"  {study.name:<11} {study.question}" for study in STUDIES.values())
     parser = argparse.ArgumentParser(prog="dev.py experiment", description=f"{__doc__}\n\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--comfyui", "--base", "--out"):
