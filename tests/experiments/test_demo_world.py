@@ -90,7 +90,7 @@ def test_pictures_are_measured_in_all_ways(world):
     assert {TEXT, DIVERSITY, "style", "kind", "place", "time"} <= set(measures)
 
 
-def test_a_styles_scale_goes_from_the_nearest_other_instance_to_the_subject(world):
+def test_the_subject_drawn_anew_is_higher_on_its_scale_than_the_nearest_other_instance(world):
     case = world.cases("single")[0]
     scale, itself = world._scale(case.name, "cartoon"), CREATURES[case.name]
 
@@ -99,8 +99,7 @@ def test_a_styles_scale_goes_from_the_nearest_other_instance_to_the_subject(worl
         drawn = np.stack([render(creature, Scene(kind="", style="cartoon", place="desert"), rng) for _ in range(32)])
         return float(scale.likeness(world.judge.features(as_input(torch.from_numpy(drawn)))).mean())
 
-    assert likeness(itself) == pytest.approx(1, abs=0.5)
-    assert likeness(neighbors(itself)[scale.nearest]) == pytest.approx(0, abs=0.5)
+    assert likeness(itself) > likeness(neighbors(itself)[scale.nearest]) + 0.5
 
 
 def test_notes_name_every_leading_metric(world):
