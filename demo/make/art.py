@@ -81,7 +81,7 @@ def _drawing(code_point: str, kind: str) -> Image.Image:
 
 def _cut_out(drawing: Image.Image) -> Image.Image:
     """The drawing without its transparent rim, its longer side ``SIDE`` pixels."""
-    box = drawing.getchannel("A").point(lambda alpha: 255 * (alpha > 40)).getbbox()
+    box = drawing.getchannel("A").point([255 * (alpha > 40) for alpha in range(256)]).getbbox()
     cut = drawing.crop(box)
     scale = SIDE / max(cut.size)
     cut = cut.resize((max(1, round(cut.width * scale)), max(1, round(cut.height * scale))), Image.Resampling.LANCZOS)

@@ -34,8 +34,8 @@ def fit(vae: Any, images: Tensor) -> float:
     encoder = vae.encoder
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
     nn.init.dirac_(encoder.conv_in.weight)
     nn.init.dirac_(encoder.down[2].block[0].nin_shortcut.weight)
     gathered = images

@@ -74,12 +74,13 @@ def _initialize(module: nn.Module) -> None:
     for layer in module.modules():
         for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding):
             if isinstance(layer, kind):
-                kind.reset_parameters(layer)
+                standard: Any = kind.reset_parameters  # the host's own does nothing
+                standard(layer)
 
 
 def _zero(module: nn.Module, endings: tuple[str, ...]) -> None:
     """Let the layers with these names put out nothing at first."""
     for path, layer in module.named_modules():
         if path.endswith(endings):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters(recurse=False):
+                nn.init.zeros_(parameter)

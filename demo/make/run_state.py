@@ -64,8 +64,8 @@ class Stage:
     def _follow(self) -> None:
         if self.average is not None:
             decay = min(self.decay, self.step / (self.step + 20))
-            averages, current = list(self.average.parameters()), [p.data for p in self.modules.parameters()]
-            torch._foreach_lerp_([p.data for p in averages], current, 1 - decay)
+            for mean, current in zip(self.average.parameters(), self.modules.parameters(), strict=True):
+                mean.lerp_(current, 1 - decay)
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
