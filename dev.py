@@ -61,13 +61,13 @@ def prepare(comfyui: str | None) -> Workspace:
     return Workspace(comfyui=folder, base=base, venv=venv)
 
 
-def ensure_demo_files(space: Workspace) -> None:
-    """Make the demo checkpoint and its input picture in the base directory, once."""
+def ensure_checkpoint(space: Workspace) -> None:
+    """Make the checkpoint of random weights that tests and the bench use, and their input picture, in the base directory, once."""
     recipe = environment.fingerprint((CHECKOUT / "demo" / "make_checkpoint.py").read_text(encoding="utf-8"))
     stamp = space.base / "demo_files.sha256"
     if environment.is_stamped(stamp, recipe) and (space.base / "models" / "checkpoints" / CHECKPOINT).is_file():
         return
-    print("Making the demo checkpoint (random weights)", flush=True)
+    print("Making a checkpoint of random weights for tests and the bench", flush=True)
     places = ("--comfyui", str(space.comfyui), "--base", str(space.base))
     subprocess.run([str(space.python), "-m", "demo.make_checkpoint", *places], cwd=CHECKOUT, check=True)
     environment.write_whole(stamp, recipe)
@@ -87,14 +87,13 @@ def run(command: Sequence[str | Path], variables: Mapping[str, str] | None = Non
 
 def run_demo(space: Workspace, rest: Sequence[str]) -> int:
     """Run the main job through a real server and write the results to ``.dev/demo``."""
-    ensure_demo_files(space)
     places = ("--comfyui", space.comfyui, "--base", space.base, "--results", DEV / "demo")
     return run([space.python, "-m", "demo.run", *places, *rest])
 
 
 def run_tests(space: Workspace, rest: Sequence[str]) -> int:
     """Run pytest with the arguments ``rest``."""
-    ensure_demo_files(space)
+    ensure_checkpoint(space)
     # The tests run a server beside themselves: PyTorch's threads in two processes would starve each other if they waited by spinning.
     waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     variables = {"COMFYUI_PATH": str(space.comfyui), "PALP_DEV_DIR": str(DEV), **waiting}
@@ -103,7 +102,7 @@ def run_tests(space: Workspace, rest: Sequence[str]) -> int:
 
 def run_bench(space: Workspace, rest: Sequence[str]) -> int:
     """Measure speed and memory side by side with the host's own trainer; JSON into ``.dev/bench``."""
-    ensure_demo_files(space)
+    ensure_checkpoint(space)
     places = ("--comfyui", space.comfyui, "--base", space.base, "--out", DEV / "bench")
     # The contenders have a thread each, whose helpers would starve each other if they waited by spinning.
     return run([space.python, "-m", "bench.run", *places, *rest], {"OMP_WAIT_POLICY": "PASSIVE"})
@@ -121,7 +120,7 @@ def serve(space: Workspace, rest: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py serve", allow_abbrev=False, add_help=False)
     parser.add_argument("--port", type=int, default=8188)
     options, extra = parser.parse_known_args(rest)
-    ensure_demo_files(space)
+    ensure_checkpoint(space)
     command = host.server_command(space.comfyui, space.base, options.port, python=str(space.python), extra=extra)
     print(f"\nComfyUI with PALP: http://127.0.0.1:{options.port}  (Ctrl-C stops it)\n", flush=True)
     return run(command)

@@ -1,98 +1,102 @@
-"""The main job as a graph in ComfyUI's API format: learn a cat from one picture, then draw it as the prompt says."""
+"""The main job as a graph in ComfyUI's API format: learn a cat from five pictures, with and without alignment, then draw it as the prompt says."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from demo import CHECKPOINT, PICTURE
-
 Node = dict[str, Any]
 Graph = dict[str, Node]
 Link = list[str | int]
 
-CLASS_WORD = "cat"
+SUBJECT = "mochi"
 PLACEHOLDER = "[V]"
 PERSONALIZATION_PROMPT = "a photo of [V]"
 TARGET_PROMPT = "a sketch of [V] in Paris"
 CLEAN_PROMPT = "a sketch of a cat in Paris"
-LORA_NAME = "demo_cat"
+LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
+TITLES = {"base": "the model, without the cat", "plain": "plain LoRA", "palp": "PALP"}
+"""Of the pictures, by the id of the node that saves them."""
 
-SIDE = 128
-STEPS = 60
-# Many times the default: sixty steps have to show something.
+SIDE = 64
+STEPS = 300
 LEARNING_RATE = 5e-4
-SAMPLING_STEPS = 12
-SEEDS = (1, 2)
+BATCH_SIZE = 4
+PICTURES = 6
+"""Of each kind, from the same noise."""
 
 
 def demo_graph() -> Graph:
-    """All of it: training, then pictures without and with the LoRA from the same seeds."""
-    pretrained = _branch("base", ["checkpoint", 0], ["checkpoint", 1], CLEAN_PROMPT)
-    personalized = _branch("palp", ["apply", 0], ["apply", 1], TARGET_PROMPT)
-    return {**_training(), **pretrained, **personalized}
+    """All of it: two trainings, then pictures by the pre-trained model, by plain personalization and by PALP, from the same seed."""
+    pretrained = _pictures("base", ["demo model", 0], ["demo model", 1], CLEAN_PROMPT)
+    plain = {"plain loss": _node("PalpLossConfig", method="none"), **_training("plain", loss=["plain loss", 0]), **_personalized("plain")}
+    return {**_inputs(), **pretrained, **plain, **_training("palp"), **_personalized("palp")}
 
 
-def _training() -> Graph:
-    """From the picture to a model that wears the LoRA; the report as text."""
-    model, clip, vae = (["checkpoint", output] for output in range(3))
+def _inputs() -> Graph:
+    """The model, the subject's pictures and what they are called."""
     return {
-        "checkpoint": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "picture": _node("LoadImage", image=PICTURE),
+        "demo model": _node("PalpDemoModel"),
+        "demo subject": _node("PalpDemoSubject", name=SUBJECT),
         "subject": _node(
             "PalpSubject",
-            images=["picture", 0],
-            class_word=CLASS_WORD,
+            images=["demo subject", 0],
+            class_word=["demo subject", 1],
             placeholder=PLACEHOLDER,
             personalization_prompt=PERSONALIZATION_PROMPT,
         ),
-        "train": _node(
-            "PalpTrainLora",
-            model=model,
-            clip=clip,
-            vae=vae,
-            subject=["subject", 0],
-            target_prompt=TARGET_PROMPT,
-            clean_prompt=CLEAN_PROMPT,
-            name=LORA_NAME,
-            steps=STEPS,
-            learning_rate=LEARNING_RATE,
-            rank=32,
-            batch_size=1,
-            seed=0,
-            resolution=SIDE,
-        ),
-        "report": _node("PreviewAny", source=["train", 3]),
-        "apply": _node("ApplyPalpLora", model=model, clip=clip, palp_lora=["train", 0], strength=1.0),
     }
 
 
-def _branch(name: str, model: Link, clip: Link, prompt: str) -> Graph:
-    """One picture a seed, saved as ``<name>_<seed>``."""
-    positive, negative = f"{name} prompt", f"{name} negative"
-    graph = {positive: _node("CLIPTextEncode", clip=clip, text=prompt), negative: _node("CLIPTextEncode", clip=clip, text="")}
-    for seed in SEEDS:
-        graph |= _picture(f"{name}_{seed}", seed, model, [positive, 0], [negative, 0])
-    return graph
-
-
-def _picture(name: str, seed: int, model: Link, positive: Link, negative: Link) -> Graph:
-    """Noise, sampler, decoder and the saved picture."""
+def _training(name: str, **inputs: Any) -> Graph:
+    """A training and its report as text."""
     return {
-        f"{name} noise": _node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
+        f"train {name}": _node(
+            "PalpTrainLora",
+            model=["demo model", 0],
+            clip=["demo model", 1],
+            vae=["demo model", 2],
+            subject=["subject", 0],
+            target_prompt=TARGET_PROMPT,
+            name=LORA_NAMES[name],
+            steps=STEPS,
+            learning_rate=LEARNING_RATE,
+            rank=32,
+            batch_size=BATCH_SIZE,
+            seed=0,
+            resolution=SIDE,
+            **inputs,
+        ),
+        f"report {name}": _node("PreviewAny", source=[f"train {name}", 3]),
+    }
+
+
+def _personalized(name: str) -> Graph:
+    """Pictures by a model that wears what a training learned."""
+    apply = f"apply {name}"
+    worn = _node("ApplyPalpLora", model=["demo model", 0], clip=["demo model", 1], palp_lora=[f"train {name}", 0], strength=1.0)
+    return {apply: worn, **_pictures(name, [apply, 0], [apply, 1], TARGET_PROMPT)}
+
+
+def _pictures(name: str, model: Link, clip: Link, prompt: str) -> Graph:
+    """Prompt, noise, sampler and decoder; the pictures are saved by the node ``name``."""
+    return {
+        f"{name} prompt": _node("CLIPTextEncode", clip=clip, text=prompt),
+        f"{name} negative": _node("CLIPTextEncode", clip=clip, text=""),
+        f"{name} noise": _node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=PICTURES),
         f"{name} sampler": _node(
             "KSampler",
             model=model,
-            positive=positive,
-            negative=negative,
+            positive=[f"{name} prompt", 0],
+            negative=[f"{name} negative", 0],
             latent_image=[f"{name} noise", 0],
-            seed=seed,
-            steps=SAMPLING_STEPS,
-            cfg=7.5,
-            sampler_name="ddim",
+            seed=1,
+            steps=25,
+            cfg=4.5,
+            sampler_name="dpmpp_2m",
             scheduler="normal",
             denoise=1.0,
         ),
-        f"{name} decoder": _node("VAEDecode", samples=[f"{name} sampler", 0], vae=["checkpoint", 2]),
+        f"{name} decoder": _node("VAEDecode", samples=[f"{name} sampler", 0], vae=["demo model", 2]),
         name: _node("SaveImage", images=[f"{name} decoder", 0], filename_prefix=f"palp_demo/{name}"),
     }
 

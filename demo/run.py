@@ -7,12 +7,15 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from demo.client import Client, Outputs
+from demo.client import Client
 from demo.errors import ComfyError
-from demo.graph import LORA_NAME, TARGET_PROMPT, demo_graph
-from demo.results import RANDOM_WEIGHTS, copy_into, draw_losses, empty_folder, find_lora, metadata_of, report_text
+from demo.graph import LORA_NAMES, SUBJECT, TARGET_PROMPT, TITLES, demo_graph
+from demo.make.paths import SUBJECTS
+from demo.results import ABOUT, copy_into, draw_losses, draw_side_by_side, empty_folder, find_loras, metadata_of, report_text
 from demo.server import Server
 
 
@@ -23,7 +26,7 @@ def run(comfyui: Path, base: Path, results: Path) -> None:
         ComfyError: the server or a node failed.
     """
     empty_folder(results)
-    print(f"{RANDOM_WEIGHTS}\n\nStarting ComfyUI; its log: {results / 'server.log'}", flush=True)
+    print(f"{ABOUT}\n\nStarting ComfyUI; its log: {results / 'server.log'}", flush=True)
     began = time.perf_counter()
     with Server(comfyui, base, results / "server.log") as server, Client(server.url) as client:
         ready = time.perf_counter()
@@ -31,11 +34,13 @@ def run(comfyui: Path, base: Path, results: Path) -> None:
         known = set(_loras(client))
         outputs = client.run(demo_graph(), show=True)
         seconds = {"server start": ready - began, "training and pictures": time.perf_counter() - ready}
-        _save_pictures(client, outputs, results)
-        report = report_text(outputs["report"]["text"][0], client.system_stats(), seconds)
-        lora = copy_into(results, find_lora(set(_loras(client)) - known, base))
+        pictures = {title: _saved_pictures(client, outputs[name], results / name) for name, title in TITLES.items()}
+        reports = {TITLES[name]: outputs[f"report {name}"]["text"][0] for name in LORA_NAMES}
+        report = report_text(reports, client.system_stats(), seconds)
+        loras = [copy_into(results, lora) for lora in find_loras(set(_loras(client)) - known, base)]
     (results / "report.txt").write_text(report, encoding="utf-8")
-    draw_losses(results / "loss.png", json.loads(metadata_of(lora)["palp.losses"]), TARGET_PROMPT)
+    draw_losses(results / "loss.png", {lora.stem: json.loads(metadata_of(lora)["palp.losses"]) for lora in loras}, TARGET_PROMPT)
+    draw_side_by_side(results / "side_by_side.png", sorted((SUBJECTS / SUBJECT).glob("*.png")), pictures, TARGET_PROMPT)
     print(f"\n{report}\n{_listing(results)}")
 
 
@@ -48,20 +53,20 @@ def _require_pack(client: Client) -> None:
 def _loras(client: Client) -> list[str]:
     """The demo's LoRAs as the stock loader lists them; a Windows server writes backslashes."""
     names = client.choices("LoraLoader", "lora_name")
-    return [name for name in names if Path(name).name.startswith(LORA_NAME)]
+    return [name for name in names if Path(name).name.startswith(tuple(LORA_NAMES.values()))]
 
 
-def _save_pictures(client: Client, outputs: Outputs, results: Path) -> None:
-    """Write each saved picture as ``<node id>.png``."""
-    for node_id, output in outputs.items():
-        for picture in output.get("images", []):
-            if picture["type"] == "output":
-                (results / f"{node_id}.png").write_bytes(client.view(picture))
+def _saved_pictures(client: Client, output: Mapping[str, Any], stem: Path) -> list[Path]:
+    """Write the pictures of a node as ``<stem>_<number>.png``."""
+    paths = [stem.with_name(f"{stem.name}_{number}.png") for number in range(1, len(output["images"]) + 1)]
+    for path, picture in zip(paths, output["images"], strict=True):
+        path.write_bytes(client.view(picture))
+    return paths
 
 
 def _listing(results: Path) -> str:
     """What lies where, for the terminal."""
-    kinds = {"LoRA": "*.safetensors", "pictures": "*_?.png", "chart": "loss.png", "report": "report.txt"}
+    kinds = {"LoRAs": "*.safetensors", "pictures": "*_?.png", "compare": "side_by_side.png", "chart": "loss.png", "report": "report.txt"}
     lines = [f"{kind:9}{path}" for kind, pattern in kinds.items() for path in sorted(results.glob(pattern))]
     return "\n".join(lines)
 

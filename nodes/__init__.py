@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import ApplyPalpLora
-from .demo_model import PalpDemoModel
+from .demo_model import PalpDemoModel, PalpDemoSubject
 from .export_lora import ExportPalpLora
 from .load_lora import LoadPalpLora
 from .loss_config import PalpLossConfig
@@ -16,4 +16,4 @@ class PalpExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [PalpSubject, PalpLossConfig, PalpTrainLora, ApplyPalpLora, LoadPalpLora, ExportPalpLora, PalpDemoModel]
+        return [PalpSubject, PalpLossConfig, PalpTrainLora, ApplyPalpLora, LoadPalpLora, ExportPalpLora, PalpDemoModel, PalpDemoSubject]

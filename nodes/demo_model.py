@@ -1,8 +1,16 @@
-"""PALP Demo Model: a small model to try everything with."""
+"""PALP Demo Model and PALP Demo Subject: a small model and pictures to try everything with."""
 
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from .host.demo_model import load_demo_model
+
+SUBJECTS = Path(__file__).resolve().parents[1] / "demo" / "subjects"
 
 
 class PalpDemoModel(io.ComfyNode):
@@ -25,3 +33,31 @@ class PalpDemoModel(io.ComfyNode):
         """Load."""
         loaded = load_demo_model()
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
+
+
+class PalpDemoSubject(io.ComfyNode):
+    """Load the pictures of a subject that the demo model has never seen."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """See the node's help page."""
+        names = sorted(folder.parent.name for folder in SUBJECTS.glob("*/subject.json"))
+        return io.Schema(
+            node_id="PalpDemoSubject",
+            display_name="PALP Demo Subject",
+            category="PALP",
+            description="Loads pictures of a particular creature that PALP Demo Model has never seen, to personalize it with.",
+            inputs=[io.Combo.Input("name", options=names, default="mochi", tooltip="Which creature: the help page says what each is.")],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="Five pictures of 64 x 64 pixels, for PALP Subject."),
+                io.String.Output(display_name="class_word", tooltip="What it is, for PALP Subject."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        """Read the pictures, shape (5, 64, 64, 3), values in [0, 1], and the class word."""
+        folder = SUBJECTS / name
+        facts = json.loads((folder / "subject.json").read_text(encoding="utf-8"))
+        pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in sorted(folder.glob("*.png"))]
+        return io.NodeOutput(torch.from_numpy(np.stack(pictures)), facts["class_word"])

@@ -37,12 +37,13 @@ def test_the_contract_of_ids_inputs_and_outputs(pack, nodes):
     assert names["LoadPalpLora"] == (["palp_lora"], ["palp_lora"])
     assert names["ExportPalpLora"] == (["palp_lora", "format", "name"], ["path"])
     assert names["PalpDemoModel"] == ([], ["model", "clip", "vae"])
+    assert names["PalpDemoSubject"] == (["name"], ["images", "class_word"])
     assert all(s.category == "PALP" and s.description and all(i.tooltip for i in s.inputs) for s in schemas.values())
 
 
 def test_every_node_has_a_help_page_that_names_its_inputs(nodes):
     root = Path(nodes.__file__).parent.parent
-    for node in (nodes.PalpSubject, nodes.PalpLossConfig, nodes.PalpTrainLora, nodes.ApplyPalpLora, nodes.LoadPalpLora, nodes.ExportPalpLora):
+    for node in asyncio.run(nodes.PalpExtension().get_node_list()):
         schema = node.define_schema()
         page = (root / "js" / "docs" / f"{schema.node_id}.md").read_text()
         assert [i.id for i in schema.inputs if f"`{i.id}`" not in page] == []
