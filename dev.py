@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import CHECKPOINT
+from bench import CHECKPOINT
 from dev_tools import environment, host
 
 CHECKOUT = Path(__file__).resolve().parent
@@ -63,13 +63,13 @@ def prepare(comfyui: str | None) -> Workspace:
 
 def ensure_checkpoint(space: Workspace) -> None:
     """Make the checkpoint of random weights that tests and the bench use, and their input picture, in the base directory, once."""
-    recipe = environment.fingerprint((CHECKOUT / "demo" / "make_checkpoint.py").read_text(encoding="utf-8"))
-    stamp = space.base / "demo_files.sha256"
+    recipe = environment.fingerprint((CHECKOUT / "bench" / "random_checkpoint.py").read_text(encoding="utf-8"))
+    stamp = space.base / "random_checkpoint.sha256"
     if environment.is_stamped(stamp, recipe) and (space.base / "models" / "checkpoints" / CHECKPOINT).is_file():
         return
     print("Making a checkpoint of random weights for tests and the bench", flush=True)
     places = ("--comfyui", str(space.comfyui), "--base", str(space.base))
-    subprocess.run([str(space.python), "-m", "demo.make_checkpoint", *places], cwd=CHECKOUT, check=True)
+    subprocess.run([str(space.python), "-m", "bench.random_checkpoint", *places], cwd=CHECKOUT, check=True)
     environment.write_whole(stamp, recipe)
 
 

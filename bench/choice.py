@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from demo import CHECKPOINT
+from bench import CHECKPOINT
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ("ours plain", "ours plain, no word", "ours PALP", "ours PALP, no word", "host plain", "host plain, checkpointing", "diffusers + peft plain")

@@ -52,7 +52,7 @@ def test_a_quick_ablation_of_the_demo_model_ends_in_a_report(host, tmp_path):
 
 @pytest.mark.slow
 def test_a_quick_study_of_a_checkpoint_ends_in_a_report(host, tmp_path):
-    from demo import CHECKPOINT
+    from bench import CHECKPOINT
 
     checkpoint = Path(os.environ.get("PALP_DEV_DIR", ROOT / ".dev")) / "base" / "models" / "checkpoints" / CHECKPOINT
     if not checkpoint.is_file():

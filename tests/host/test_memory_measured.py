@@ -1,4 +1,4 @@
-"""The expected peak against the measured one: a real run of the demo's narrow model, in a process of its own."""
+"""The expected peak against the measured one: a real run of a narrow model, in a process of its own."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ print(outcome.expected_memory, outcome.peak_memory)
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
 def test_the_expected_peak_is_within_ten_percent_of_the_measured_one(tmp_path, checkpointing):
-    from demo import CHECKPOINT
+    from bench import CHECKPOINT
 
     checkpoint = Path(os.environ["PALP_DEV_DIR"]) / "base" / "models" / "checkpoints" / CHECKPOINT
     command = [sys.executable, "-c", RUN, os.environ["COMFYUI_PATH"], str(ROOT), str(checkpoint), checkpointing]

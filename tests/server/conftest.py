@@ -1,4 +1,4 @@
-"""A real ComfyUI server with this pack, the demo's checkpoint and a fresh base directory."""
+"""A real ComfyUI server with this pack, a checkpoint of random weights and a fresh base directory."""
 
 import json
 import os

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import CHECKPOINT, PICTURE
+from bench import CHECKPOINT, PICTURE
 from demo.errors import Interrupted, NodeFailed
 
 SIDE = 64

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from demo import CHECKPOINT, PICTURE
+from bench import CHECKPOINT, PICTURE
 
 pytestmark = pytest.mark.browser
 

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage import data
 
-from demo import CHECKPOINT, PICTURE
+from bench import CHECKPOINT, PICTURE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ Weights = dict[str, "Tensor"]
 SEED = 20231130
 LATENT_SCALE = 0.18215
 # One entry only: safetensors writes several in a random order, and the file is to be the same every time.
-METADATA = {"modelspec.description": "PALP demo: a narrow SD1.5 with random weights, trained on nothing; for trying and testing software only."}
+METADATA = {"modelspec.description": "PALP: a narrow SD1.5 with random weights, trained on nothing; for trying and testing software only."}
 # ComfyUI recognizes SD1.5 by model_channels and context_dim. Two levels of one block instead of four of two
 # leave 107 million parameters.
 UNET = {
