@@ -8,15 +8,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from bench.contenders import Models
 from experiments.judging import lpips_network, mean_pairwise_distance, mean_pairwise_lpips
-from experiments.store import file_fingerprint, fingerprint
+from experiments.store import file_fingerprint, fingerprint, read_pictures
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, TEXT, Ask, Case, Sampling, Taught
 
@@ -105,7 +103,7 @@ class CheckpointWorld:
 
     def cases(self, kind: str) -> Sequence[Case]:
         """The one subject."""
-        images = tuple(_read(file) for file in _picture_files(self._given.images))
+        images = tuple(read_pictures(file, 1)[0] for file in _picture_files(self._given.images))
         taught = Taught(placeholder=PLACEHOLDER, class_word=self._given.class_word, personalization_prompt=f"a photo of {PLACEHOLDER}", images=images)
         return [Case(name=self._given.images.name, category=self._given.class_word, taught=(taught,))] if kind == "single" else []
 
@@ -189,7 +187,3 @@ def _picture_files(folder: Path) -> list[Path]:
     if not files:
         raise SystemExit(f"--images: there is no picture in {folder}.")
     return files
-
-
-def _read(file: Path) -> Tensor:
-    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float() / 255

@@ -21,7 +21,7 @@ from demo.make.subjects import CREATURES, SUBJECTS, neighbors, render
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
-from experiments.store import file_fingerprint, fingerprint
+from experiments.store import file_fingerprint, fingerprint, read_pictures
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, Ask, Case, Sampling, Taught
 
@@ -161,14 +161,8 @@ def _place_sprites() -> None:
 
 
 def _taught(name: str, placeholder: str) -> Taught:
-    images = tuple(_read(file) for file in sorted((SUBJECTS / name).glob("*.png")))
+    images = tuple(read_pictures(file, 1)[0] for file in sorted((SUBJECTS / name).glob("*.png")))
     return Taught(placeholder=placeholder, class_word=CREATURES[name].kind, personalization_prompt=f"a photo of {placeholder}", images=images)
-
-
-def _read(file: Path) -> Tensor:
-    from PIL import Image
-
-    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float() / 255
 
 
 def _artwork() -> Taught:
