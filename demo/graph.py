@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
+
+from palp_train.config import LossConfig
 
 Node = dict[str, Any]
 Graph = dict[str, Node]
@@ -17,18 +20,6 @@ LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
 TITLES = {"base": "the model, without the cat", "plain": "plain LoRA", "palp": "PALP"}
 """Of the pictures, by the id of the node that saves them."""
 
-PLAIN_LOSS = dict(
-    method="none",
-    alignment_scale=15.0,
-    personalization_scale=7.5,
-    alignment_weight=1.0,
-    noise="same",
-    rescale=True,
-    start_percent=0.0,
-    end_percent=1.0,
-    every=1,
-)
-
 SIDE = 64
 STEPS = 300
 LEARNING_RATE = 5e-4
@@ -40,7 +31,7 @@ PICTURES = 6
 def demo_graph() -> Graph:
     """All of it: two trainings, then pictures by the pre-trained model, by plain personalization and by PALP, from the same seed."""
     pretrained = _pictures("base", ["demo model", 0], ["demo model", 1], CLEAN_PROMPT)
-    plain = {"plain loss": _node("PalpLossConfig", **PLAIN_LOSS), **_training("plain", loss=["plain loss", 0]), **_personalized("plain")}
+    plain = {"plain loss": _node("PalpLossConfig", **asdict(LossConfig(method="none"))), **_training("plain", loss=["plain loss", 0]), **_personalized("plain")}
     return {**_inputs(), **pretrained, **plain, **_training("palp"), **_personalized("palp")}
 
 
@@ -69,6 +60,7 @@ def _training(name: str, **inputs: Any) -> Graph:
             vae=["demo model", 2],
             subject=["subject", 0],
             target_prompt=TARGET_PROMPT,
+            clean_prompt=CLEAN_PROMPT,
             name=LORA_NAMES[name],
             steps=STEPS,
             learning_rate=LEARNING_RATE,

@@ -30,14 +30,13 @@ def find_loras(names: Iterable[str], base: Path) -> list[Path]:
     """The files of LoRA names as the stock LoraLoader lists them, in the order of their names.
 
     Raises:
-        FileNotFoundError: one of them does not lie in the base directory.
+        FileNotFoundError: there are none in the base directory.
     """
     folders = (base / "output" / "loras", base / "models" / "loras")
-    paths = {name: [folder / name for folder in folders if (folder / name).is_file()] for name in sorted(names)}
-    for name, found in paths.items():
-        if not found:
-            raise FileNotFoundError(f"Training ended, but {name} does not lie below {base}.")
-    return [found[0] for found in paths.values()]
+    paths = [folder / name for name in sorted(names) for folder in folders if (folder / name).is_file()]
+    if not paths:
+        raise FileNotFoundError(f"Training ended, but the LoraLoader lists no new LoRA below {base}.")
+    return paths
 
 
 def copy_into(folder: Path, path: Path) -> Path:

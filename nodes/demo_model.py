@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..palp_train.errors import InputError
 from .host.demo_model import load_demo_model
 
 SUBJECTS = Path(__file__).resolve().parents[1] / "demo" / "subjects"
@@ -23,7 +24,7 @@ class PalpDemoModel(io.ComfyNode):
             node_id="PalpDemoModel",
             display_name="PALP Demo Model",
             category="PALP",
-            description="Loads the small text-to-image model that comes with this pack: pictures of 64 x 64 pixels, trained in a minute on any CPU.",
+            description="Loads the small text-to-image model that comes with this pack: pictures of 64 x 64 pixels, trained in minutes on any CPU.",
             inputs=[],
             outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip"), io.Vae.Output(display_name="vae")],
         )
@@ -35,19 +36,23 @@ class PalpDemoModel(io.ComfyNode):
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
+def subject_names() -> list[str]:
+    """The demo's subjects."""
+    return sorted(file.parent.name for file in SUBJECTS.glob("*/subject.json"))
+
+
 class PalpDemoSubject(io.ComfyNode):
     """Load the pictures of a subject that the demo model has never seen."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """See the node's help page."""
-        names = sorted(folder.parent.name for folder in SUBJECTS.glob("*/subject.json"))
         return io.Schema(
             node_id="PalpDemoSubject",
             display_name="PALP Demo Subject",
             category="PALP",
             description="Loads pictures of a particular creature that PALP Demo Model has never seen, to personalize it with.",
-            inputs=[io.Combo.Input("name", options=names, default="mochi", tooltip="Which creature: the help page says what each is.")],
+            inputs=[io.Combo.Input("name", options=subject_names(), default="mochi", tooltip="Which creature: the help page says what each is.")],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="Five pictures of 64 x 64 pixels, for PALP Subject."),
                 io.String.Output(display_name="class_word", tooltip="What it is, for PALP Subject."),
@@ -56,7 +61,13 @@ class PalpDemoSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        """Read the pictures, shape (5, 64, 64, 3), values in [0, 1], and the class word."""
+        """Read the pictures, shape (5, 64, 64, 3), values in [0, 1], and the class word.
+
+        Raises:
+            InputError: there is no such subject.
+        """
+        if name not in subject_names():
+            raise InputError("name", f"there is no {name!r}, only {', '.join(subject_names())}.")
         folder = SUBJECTS / name
         facts = json.loads((folder / "subject.json").read_text(encoding="utf-8"))
         pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in sorted(folder.glob("*.png"))]

@@ -135,3 +135,9 @@ def test_a_subject_comes_with_its_pictures_and_its_class_word(nodes):
         images, class_word = nodes.PalpDemoSubject.execute(name).args
         assert images.shape == (5, 64, 64, 3) and 0 <= images.min() < images.max() <= 1
         assert f"| {name} | {class_word} |" in page
+
+
+def test_a_subject_that_is_not_there_is_refused_by_name(nodes, errors):
+    for name in ("nobody", "../subjects/mochi", ""):
+        with pytest.raises(errors.InputError, match=r"^name: there is no .* mochi"):
+            nodes.PalpDemoSubject.execute(name)

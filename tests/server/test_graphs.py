@@ -183,17 +183,6 @@ def test_the_loss_goes_into_the_stock_loss_graph_and_the_lora_into_the_stock_loa
     assert picture(client, outputs).shape == (SIDE, SIDE, 3)
 
 
-def test_the_demos_graph_trains_twice_and_draws_three_kinds_of_pictures_from_one_noise(client):
-    from demo.graph import LORA_NAMES, PICTURES, TITLES, demo_graph
-
-    graph = demo_graph()
-    for name in LORA_NAMES:
-        graph[f"train {name}"]["inputs"] |= {"steps": 2}
-    outputs = client.run(graph)
-    assert all(len(outputs[name]["images"]) == PICTURES for name in TITLES)
-    assert "Method: none" in outputs["report plain"]["text"][0] and "Method: palp" in outputs["report palp"]["text"][0]
-
-
 def test_help_pages_and_example_graphs_are_served(client):
     import json
 

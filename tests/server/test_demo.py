@@ -1,0 +1,35 @@
+"""The demo as users start it, on a server of its own, with few steps."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from demo import graph, run
+from demo.results import find_loras
+
+
+def test_the_demo_leaves_two_loras_and_pictures_from_the_same_noise_side_by_side(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "STEPS", 2)
+    run.run(Path(os.environ["COMFYUI_PATH"]), base, tmp_path)
+    assert sorted(path.stem[:-6] for path in tmp_path.glob("*.safetensors")) == ["demo_palp", "demo_plain"]
+    pictures = {kind: sorted(tmp_path.glob(f"{kind}_?.png")) for kind in graph.TITLES}
+    assert {kind: len(files) for kind, files in pictures.items()} == dict.fromkeys(graph.TITLES, graph.PICTURES)
+    report = (tmp_path / "report.txt").read_text(encoding="utf-8")
+    assert "Method: none" in report and "Method: palp" in report
+    assert report.count(f"Clean prompt: {graph.CLEAN_PROMPT}") == 2
+    with Image.open(tmp_path / "side_by_side.png") as sheet:
+        assert sheet.width > graph.PICTURES * graph.SIDE and sheet.height > 4 * graph.SIDE
+    assert (tmp_path / "loss.png").is_file()
+
+
+def test_every_kind_of_picture_begins_with_the_same_noise():
+    made = graph.demo_graph()
+    noises = [(made[f"{kind} sampler"]["inputs"]["seed"], made[f"{kind} noise"]["inputs"]) for kind in graph.TITLES]
+    assert noises == [noises[0]] * len(graph.TITLES)
+
+
+def test_a_training_that_left_no_lora_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no new LoRA"):
+        find_loras(["palp/demo_palp_00001.safetensors"], tmp_path)
