@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from demo.sampling import Sampling
 from palp_train.config import LossConfig
 
 Node = dict[str, Any]
@@ -20,7 +21,7 @@ LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
 TITLES = {"base": "the model, without the cat", "plain": "plain LoRA", "palp": "PALP"}
 """Of the pictures, by the id of the node that saves them."""
 
-SIDE = 64
+SAMPLING = Sampling()
 STEPS = 300
 LEARNING_RATE = 5e-4
 BATCH_SIZE = 4
@@ -67,7 +68,7 @@ def _training(name: str, **inputs: Any) -> Graph:
             rank=32,
             batch_size=BATCH_SIZE,
             seed=0,
-            resolution=SIDE,
+            resolution=SAMPLING.resolution,
             **inputs,
         ),
         f"report {name}": _node("PreviewAny", source=[f"train {name}", 3]),
@@ -86,7 +87,7 @@ def _pictures(name: str, model: Link, clip: Link, prompt: str) -> Graph:
     return {
         f"{name} prompt": _node("CLIPTextEncode", clip=clip, text=prompt),
         f"{name} negative": _node("CLIPTextEncode", clip=clip, text=""),
-        f"{name} noise": _node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=PICTURES),
+        f"{name} noise": _node("EmptyLatentImage", width=SAMPLING.resolution, height=SAMPLING.resolution, batch_size=PICTURES),
         f"{name} sampler": _node(
             "KSampler",
             model=model,
@@ -94,10 +95,10 @@ def _pictures(name: str, model: Link, clip: Link, prompt: str) -> Graph:
             negative=[f"{name} negative", 0],
             latent_image=[f"{name} noise", 0],
             seed=1,
-            steps=25,
-            cfg=4.5,
-            sampler_name="dpmpp_2m",
-            scheduler="normal",
+            steps=SAMPLING.steps,
+            cfg=SAMPLING.guidance,
+            sampler_name=SAMPLING.sampler,
+            scheduler=SAMPLING.scheduler,
             denoise=1.0,
         ),
         f"{name} decoder": _node("VAEDecode", samples=[f"{name} sampler", 0], vae=["demo model", 2]),

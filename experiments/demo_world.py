@@ -18,12 +18,13 @@ from demo.make.creature import Creature
 from demo.make.grammar import ATTRIBUTES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, render
+from demo.sampling import Sampling
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
 from experiments.store import file_fingerprint, fingerprint, read_pictures
 from experiments.training import part
-from experiments.world import DIVERSITY, IMAGE, Ask, Case, Sampling, Taught
+from experiments.world import DIVERSITY, IMAGE, Ask, Case, Taught
 
 SPRITES = Path(__file__).resolve().parent / "sprites"
 CATEGORIES = {"cat": "animals", "dog": "animals", "elephant": "animals", "teapot": "objects", "robot": "objects", "car": "vehicles"}
@@ -138,8 +139,10 @@ class DemoWorld:
         """What the judge sees of drawings; by the same seed all instances stand alike."""
         _place_sprites()
         rng = np.random.default_rng(seed)
-        drawn = torch.from_numpy(np.stack([render(creature, scene, rng) for scene in scenes]))
-        return self.judge.features(as_input(drawn))
+        drawn = torch.from_numpy(np.stack([render(creature, scene, rng) for scene in scenes])).float()
+        with torch.inference_mode():
+            shown = [self.models.vae.decode(self.models.vae.encode(batch)).float().clamp(0, 1) for batch in drawn.split(20)]
+        return self.judge.features(as_input(torch.cat(shown)))
 
 
 def _any_scenes(count: int) -> list[Scene]:

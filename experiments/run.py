@@ -8,9 +8,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from demo.sampling import Sampling
 from experiments.studies import STUDIES
 from experiments.study import Plan, Study, quick
-from experiments.world import Sampling, World
+from experiments.world import World
 
 OWN = ("checkpoint", "images", "class_word", "prompts")
 """What belongs together for a model of the user's."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bench.contenders import Models
+from demo.sampling import Sampling
 from experiments.store import CellFiles
 from experiments.training import part
-from experiments.world import Sampling
 
 AT_ONCE = 8
 

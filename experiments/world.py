@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from bench.contenders import Models
+from demo.sampling import Sampling
 
 TEXT, IMAGE, DIVERSITY = "text alignment", "subject similarity", "diversity"
 """The metrics that every report leads with. More of one is better."""
@@ -45,17 +46,6 @@ class Ask:
     """y_c, for the pre-trained model."""
     elements: Mapping[str, tuple[str, ...]]
     """What each element may be: of a judge's attribute the accepted values, for CLIP the element's text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How pictures are made."""
-
-    steps: int = 25
-    guidance: float = 4.5
-    sampler: str = "dpmpp_2m"
-    scheduler: str = "normal"
-    resolution: int = 64
 
 
 class World(Protocol):

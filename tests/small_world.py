@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from demo.sampling import Sampling
 from experiments.judging import as_input, elements_found, mean_pairwise_distance
-from experiments.world import DIVERSITY, IMAGE, Ask, Case, Sampling, Taught
+from experiments.world import DIVERSITY, IMAGE, Ask, Case, Taught
 
 COLORS = ("red", "green", "blue")
 VALUES = {"color": COLORS, "light": ("dark", "bright")}

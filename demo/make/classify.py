@@ -18,7 +18,7 @@ from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage, warm_cosine
 from demo.make.vae import as_input
 
-STEPS, BATCH, PEAK_RATE = 2500, 64, 3e-3
+STEPS, BATCH, PEAK_RATE = 8000, 64, 3e-3
 WEIGHTS = ROOT / "demo" / "weights" / "attributes.safetensors"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from demo.make.dataset import label_row
 from demo.make.grammar import phrase, random_scene
 from demo.make.host import architecture
 from demo.make.paths import ROOT
+from demo.sampling import Sampling
 
 SHEET = ROOT / "docs" / "demo_model.jpg"
 ON_SHEET = (
@@ -34,30 +34,20 @@ ON_SHEET = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How pictures are made."""
-
-    steps: int = 25
-    guidance: float = 4.5
-    sampler: str = "dpmpp_2m"
-    scheduler: str = "normal"
-    seed: int = 0
-
-
-def sampled(model: Any, prompts: Sequence[str], settings: Sampling) -> Tensor:
+def sampled(model: Any, prompts: Sequence[str], seed: int, settings: Sampling | None = None) -> Tensor:
     """One picture for each prompt, shape (B, 64, 64, 3), values in [0, 1]."""
     import comfy.sample
 
+    settings = settings or Sampling()
     with torch.inference_mode():
-        noise = torch.randn(len(prompts), architecture().LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(settings.seed))
+        noise = torch.randn(len(prompts), architecture().LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(seed))
         told = torch.cat([_encoded(model.clip, prompt) for prompt in prompts])
         positive, negative = [[told, {}]], [[_encoded(model.clip, ""), {}]]
         latents = comfy.sample.sample(
             *(model.model, noise, settings.steps, settings.guidance, settings.sampler, settings.scheduler),
             *(positive, negative, torch.zeros_like(noise)),
             disable_pbar=True,
-            seed=settings.seed,
+            seed=seed,
         )
         return model.vae.decode(latents).float().clamp(0, 1)
 
@@ -68,11 +58,10 @@ def _encoded(clip: Any, prompt: str) -> Tensor:
 
 def score(count: int = 512, settings: Sampling | None = None) -> dict[str, float]:
     """Which part of what random prompts ask for the judge finds in the pictures, by attribute."""
-    settings = settings or Sampling()
     model, rng = architecture().load_demo_model(), np.random.default_rng(6)
     scenes = [random_scene(rng) for _ in range(count)]
     prompts = [phrase(scene, rng) for scene in scenes]
-    images = torch.cat([sampled(model, prompts[start : start + 64], settings) for start in range(0, count, 64)])
+    images = torch.cat([sampled(model, prompts[start : start + 64], 0, settings) for start in range(0, count, 64)])
     found = classify.seen(classify.trained(), images.permute(0, 3, 1, 2) * 2 - 1)
     return classify.hit_rates(found, torch.tensor([label_row(scene) for scene in scenes]))
 
@@ -81,7 +70,7 @@ def write_sheet(path: Path = SHEET, settings: Sampling | None = None) -> None:
     """The prompts of ``ON_SHEET``, two pictures each, with the prompts under them."""
     model = architecture().load_demo_model()
     prompts = [prompt for row in ON_SHEET for prompt in row]
-    images = sampled(model, [prompt for prompt in prompts for _ in range(2)], settings or Sampling(seed=1))
+    images = sampled(model, [prompt for prompt in prompts for _ in range(2)], 1, settings)
     side, wide, high = 112, 2 * 112 + 12, 112 + 34
     sheet = Image.new("RGB", (wide * len(ON_SHEET[0]), high * len(ON_SHEET)), "white")
     pen = ImageDraw.Draw(sheet)

@@ -20,7 +20,7 @@ def test_the_demo_leaves_two_loras_and_pictures_from_the_same_noise_side_by_side
     assert "Method: none" in report and "Method: palp" in report
     assert report.count(f"Clean prompt: {graph.CLEAN_PROMPT}") == 2
     with Image.open(tmp_path / "side_by_side.png") as sheet:
-        assert sheet.width > graph.PICTURES * graph.SIDE and sheet.height > 4 * graph.SIDE
+        assert sheet.width > graph.PICTURES * graph.SAMPLING.resolution and sheet.height > 4 * graph.SAMPLING.resolution
     assert (tmp_path / "loss.png").is_file()
 
 

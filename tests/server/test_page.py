@@ -62,7 +62,7 @@ def test_all_our_nodes_are_in_the_page(page):
 
 
 def test_the_page_gives_our_nodes_of_the_example_graphs_back_as_they_were_saved(page, client):
-    for name in ("palp_train_and_sample", "palp_load_and_sample", "palp_art_inspired"):
+    for name in ("palp_train_and_sample", "palp_load_and_sample", "palp_inspired_by_art"):
         saved = example(client, name)
         page.evaluate("graph => app.loadGraphData(graph)", saved)
         shown = {node["id"]: node for node in json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))["nodes"]}
@@ -73,7 +73,7 @@ def test_the_page_gives_our_nodes_of_the_example_graphs_back_as_they_were_saved(
             assert [o["name"] for o in again["outputs"]] == [o["name"] for o in node["outputs"]], node["type"]
 
 
-@pytest.mark.parametrize("name", ["palp_train_and_sample", "palp_art_inspired"])
+@pytest.mark.parametrize("name", ["palp_train_and_sample", "palp_inspired_by_art"])
 def test_the_example_graph_runs_from_the_page_and_the_open_page_then_lists_the_new_lora(page, client, name):
     open_small_example(page, client, name)
     page.evaluate("app.graph.add(Object.assign(LiteGraph.createNode('LoraLoader'), { title: 'the list' }))")
