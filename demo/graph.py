@@ -1,11 +1,11 @@
-"""The main job as a graph in ComfyUI's API format: learn a cat from five pictures, with and without alignment, then draw it as the prompt says."""
+"""The main job as a graph in ComfyUI's API format: learn a cat from one picture, with and without alignment, then draw it as the prompt says."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from demo.sampling import Sampling
+from demo.settings import TRAIN, Sampling
 from palp_train.config import LossConfig
 
 Node = dict[str, Any]
@@ -13,20 +13,22 @@ Graph = dict[str, Node]
 Link = list[str | int]
 
 SUBJECT = "mochi"
+SUBJECT_PICTURES = 1
+"""To learn from. From five, plain training overfits less."""
 PLACEHOLDER = "[V]"
 PERSONALIZATION_PROMPT = "a photo of [V]"
-TARGET_PROMPT = "a sketch of [V] in Paris"
-CLEAN_PROMPT = "a sketch of a cat in Paris"
+TARGET_PROMPT = "a watercolor of [V] in the desert at sunset"
+CLEAN_PROMPT = "a watercolor of a cat in the desert at sunset"
 LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
 TITLES = {"base": "the model, without the cat", "plain": "plain LoRA", "palp": "PALP"}
 """Of the pictures, by the id of the node that saves them."""
 
 SAMPLING = Sampling()
 STEPS = 300
-LEARNING_RATE = 5e-4
-BATCH_SIZE = 4
 PICTURES = 6
 """Of each kind, from the same noise."""
+ENLARGED = 4.0
+"""How much larger they are saved than they are made, to be seen in the page."""
 
 
 def demo_graph() -> Graph:
@@ -40,7 +42,7 @@ def _inputs() -> Graph:
     """The model, the subject's pictures and what they are called."""
     return {
         "demo model": _node("PalpDemoModel"),
-        "demo subject": _node("PalpDemoSubject", name=SUBJECT),
+        "demo subject": _node("PalpDemoSubject", name=SUBJECT, pictures=SUBJECT_PICTURES),
         "subject": _node(
             "PalpSubject",
             images=["demo subject", 0],
@@ -64,11 +66,10 @@ def _training(name: str, **inputs: Any) -> Graph:
             clean_prompt=CLEAN_PROMPT,
             name=LORA_NAMES[name],
             steps=STEPS,
-            learning_rate=LEARNING_RATE,
             rank=32,
-            batch_size=BATCH_SIZE,
             seed=0,
             resolution=SAMPLING.resolution,
+            **TRAIN,
             **inputs,
         ),
         f"report {name}": _node("PreviewAny", source=[f"train {name}", 3]),
@@ -83,7 +84,7 @@ def _personalized(name: str) -> Graph:
 
 
 def _pictures(name: str, model: Link, clip: Link, prompt: str) -> Graph:
-    """Prompt, noise, sampler and decoder; the pictures are saved by the node ``name``."""
+    """Prompt, noise, sampler and decoder; the node ``name`` saves the pictures, enlarged."""
     return {
         f"{name} prompt": _node("CLIPTextEncode", clip=clip, text=prompt),
         f"{name} negative": _node("CLIPTextEncode", clip=clip, text=""),
@@ -102,7 +103,8 @@ def _pictures(name: str, model: Link, clip: Link, prompt: str) -> Graph:
             denoise=1.0,
         ),
         f"{name} decoder": _node("VAEDecode", samples=[f"{name} sampler", 0], vae=["demo model", 2]),
-        name: _node("SaveImage", images=[f"{name} decoder", 0], filename_prefix=f"palp_demo/{name}"),
+        f"{name} larger": _node("ImageScaleBy", image=[f"{name} decoder", 0], upscale_method="bicubic", scale_by=ENLARGED),
+        name: _node("SaveImage", images=[f"{name} larger", 0], filename_prefix=f"palp_demo/{name}"),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 ABOUT = (
     "The demo model is small: it draws 64 x 64 pixels of a world of thirty things. It has never seen Mochi, a turquoise cat with white spots.\n"
-    "Plain personalization and PALP learn her from the same five pictures, with the same settings and seeds."
+    "Plain personalization and PALP learn her from the same picture, with the same settings and seeds."
 )
 OURS = ("*.png", "*.safetensors", "report.txt", "server.log", "server.db")
 
@@ -67,7 +67,7 @@ def draw_side_by_side(path: Path, subject: Sequence[Path], rows: Mapping[str, Se
     """Write the pictures in rows: the subject's own, then each kind's, one column for each seed."""
     from PIL import Image
 
-    shown = {"the pictures to learn from": subject, **rows}
+    shown = {"what to learn from": subject, **rows}
     columns = max(len(pictures) for pictures in shown.values())
     figure = _figure(1.5 * columns, 1.75 * len(shown) + 0.4)
     figure.suptitle(title)

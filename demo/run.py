@@ -13,7 +13,7 @@ from typing import Any
 
 from demo.client import Client
 from demo.errors import ComfyError
-from demo.graph import LORA_NAMES, SUBJECT, TARGET_PROMPT, TITLES, demo_graph
+from demo.graph import LORA_NAMES, SUBJECT, SUBJECT_PICTURES, TARGET_PROMPT, TITLES, demo_graph
 from demo.make.paths import SUBJECTS
 from demo.results import ABOUT, copy_into, draw_losses, draw_side_by_side, empty_folder, find_loras, metadata_of, report_text
 from demo.server import Server
@@ -40,7 +40,7 @@ def run(comfyui: Path, base: Path, results: Path) -> None:
         loras = [copy_into(results, lora) for lora in find_loras(set(_loras(client)) - known, base)]
     (results / "report.txt").write_text(report, encoding="utf-8")
     draw_losses(results / "loss.png", {lora.stem: json.loads(metadata_of(lora)["palp.losses"]) for lora in loras}, TARGET_PROMPT)
-    draw_side_by_side(results / "side_by_side.png", sorted((SUBJECTS / SUBJECT).glob("*.png")), pictures, TARGET_PROMPT)
+    draw_side_by_side(results / "side_by_side.png", sorted((SUBJECTS / SUBJECT).glob("*.png"))[:SUBJECT_PICTURES], pictures, TARGET_PROMPT)
     print(f"\n{report}\n{_listing(results)}")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.contenders import Models
-from demo.sampling import Sampling
+from demo.settings import Sampling
 from experiments.judging import lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.store import file_fingerprint, fingerprint, read_pictures
 from experiments.training import part

@@ -18,7 +18,7 @@ from demo.make.creature import Creature
 from demo.make.grammar import ATTRIBUTES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, render
-from demo.sampling import Sampling
+from demo.settings import TRAIN, Sampling
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
@@ -34,7 +34,7 @@ VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
 """Styles in which a creature can be recognized."""
 DRAWN = 60
 """Drawings of each instance: in all styles for the discriminants, in one for the ends of its scale."""
-METRICS = 1
+METRICS = 2
 """Raise it when what is measured changes."""
 
 
@@ -44,7 +44,9 @@ class DemoWorld:
     title = "the demo model (64 x 64 pixels, a drawn world)"
     sampling = Sampling()
     has_scale = True
-    train: Mapping[str, object] = {"batch_size": 4}
+    train: Mapping[str, object] = TRAIN
+    pictures = 1
+    """Of each subject to learn from, of five. From five, plain personalization forgets too little of the prompt to win back."""
 
     @property
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
@@ -85,18 +87,23 @@ class DemoWorld:
         return (
             "Text alignment: the share of the prompt's elements (style, class, place, time, and mark and color where asked) that the demo's judge finds.",
             "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "
-            "picture, so that a wrong style alone does not count; distances are of the judge's features along linear discriminants of the instances. "
-            "Other instances that these hardly tell from the subject are no measure. The base model draws some other instance, often below 0.",
+            "picture, so that a wrong style alone does not count, and as the model's autoencoder shows them, so that its softness does not either; distances "
+            "are of the judge's features along linear discriminants of the instances. Other instances that these hardly tell from the subject are no measure. "
+            "The base model draws some other instance, often below 0.",
             f"Diversity: {told} between the pictures of one prompt.",
         )
 
     def cases(self, kind: str) -> Sequence[Case]:
         """The six subjects; or pairs of them, and subjects with an artwork."""
         if kind == "single":
-            return [Case(name=name, category=CATEGORIES[creature.kind], taught=(_taught(name, "[V]"),)) for name, creature in CREATURES.items()]
-        pairs = [Case(name=f"{a}+{b}", category="two subjects", taught=(_taught(a, "[V1]"), _taught(b, "[V2]"))) for a, b in PAIRS]
-        art = [Case(name=f"{name}+art", category="art-inspired", taught=(_taught(name, "[V1]"), _artwork())) for name in ("mochi", "rolo")]
+            return [Case(name=name, category=CATEGORIES[creature.kind], taught=(self._taught(name, "[V]"),)) for name, creature in CREATURES.items()]
+        pairs = [Case(name=f"{a}+{b}", category="two subjects", taught=(self._taught(a, "[V1]"), self._taught(b, "[V2]"))) for a, b in PAIRS]
+        art = [Case(name=f"{name}+art", category="art-inspired", taught=(self._taught(name, "[V1]"), _artwork())) for name in ("mochi", "rolo")]
         return [*pairs, *art]
+
+    def _taught(self, name: str, placeholder: str) -> Taught:
+        images = tuple(read_pictures(file, 1)[0] for file in sorted((SUBJECTS / name).glob("*.png"))[: self.pictures])
+        return Taught(placeholder=placeholder, class_word=CREATURES[name].kind, personalization_prompt=f"a photo of {placeholder}", images=images)
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
         """Four elements each, or two to six; of an artwork, three."""
@@ -161,11 +168,6 @@ def _place_sprites() -> None:
     for sprite in SPRITES.glob("*.png"):
         if not (WORK / "sprites" / sprite.name).is_file():
             shutil.copyfile(sprite, WORK / "sprites" / sprite.name)
-
-
-def _taught(name: str, placeholder: str) -> Taught:
-    images = tuple(read_pictures(file, 1)[0] for file in sorted((SUBJECTS / name).glob("*.png")))
-    return Taught(placeholder=placeholder, class_word=CREATURES[name].kind, personalization_prompt=f"a photo of {placeholder}", images=images)
 
 
 def _artwork() -> Taught:

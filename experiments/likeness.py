@@ -16,9 +16,9 @@ SHRINKAGE = 0.1
 """Of the covariance, towards a sphere: there are not many more pictures than features."""
 FAINTEST = 1.0
 """Discriminants along which instances differ less than pictures of one instance do are left out."""
-TOLD_APART = 1.0
-"""An instance that is less than this much further from the subject than the subject's own pictures is hard to tell from it, and is no measure. The unit is
-how much pictures of one instance vary along a discriminant."""
+TOLD_APART = 2.0
+"""An instance that is less than this much further from the subject than the subject's own pictures is hard to tell from it, and is no measure: the scale
+would be shorter than the scatter of what it measures. The unit is how much pictures of one instance vary along a discriminant."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from experiments.laboratory import costs_of, rows_of, strips, unstable
 from experiments.results import Cost, Row, by_unit, write_csv
 from experiments.store import write_whole
 from experiments.study import Plan
+from experiments.world import Case
 
 BASELINE = "none"
 MIB = 2**20
@@ -72,11 +73,17 @@ def _settings(found: Findings) -> str:
     study, cases = found.plan.study, found.plan.cases()
     sampling, train = found.plan.world.sampling, ", ".join(f"{name} {value}" for name, value in found.plan.world.train.items())
     return (
-        f"On {found.plan.world.title}: {len(cases)} subjects ({', '.join(case.name for case in cases)}), {len(found.plan.asks(cases[0]))} prompts each, "
+        f"On {found.plan.world.title}: {len(cases)} subjects ({', '.join(case.name for case in cases)}), each learned from {_pictures(cases[0])}, "
+        f"{len(found.plan.asks(cases[0]))} prompts each, "
         f"{study.seeds} seeds, {study.samples} pictures a prompt; looked at after {', '.join(map(str, study.looks))} steps. "
         f"Training: the pack's defaults{f' but {train}' if train else ''}. "
         f"Pictures: {sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance:g}. {platform.machine()}, {platform.system()}."
     )
+
+
+def _pictures(case: Case) -> str:
+    counts = [len(taught.images) for taught in case.taught]
+    return " and ".join(f"{count} picture{'s' if count > 1 else ''}" for count in counts)
 
 
 def _goals(found: Findings) -> list[str]:

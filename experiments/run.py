@@ -8,7 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from demo.sampling import Sampling
+from demo.settings import Sampling
 from experiments.studies import STUDIES
 from experiments.study import Plan, Study, quick
 from experiments.world import World
@@ -28,6 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--subjects", type=_names, default=(), metavar="A,B", help="only these")
     parser.add_argument("--steps", type=_numbers, metavar="N,M", help="look after these numbers of steps; the last is where training ends")
     parser.add_argument("--samples", type=int, metavar="N", help="pictures of each prompt")
+    parser.add_argument("--pictures", type=int, metavar="N", help="of each of the demo model's subjects to learn from, of five; usually 1")
     parser.add_argument("--prompt-count", type=int, metavar="N", help="prompts of each subject; 0: all")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours: shows that all works and little else")
     parser.add_argument("--report-only", action="store_true", help="train and sample nothing: write the report from what is there")
@@ -85,6 +86,7 @@ def world_of(options: argparse.Namespace) -> World:
     from experiments.demo_world import DemoWorld
 
     world = DemoWorld()
+    world.pictures = options.pictures or world.pictures
     world.train, world.sampling = {**world.train, **options.train}, replace(world.sampling, **options.sampling)
     return world
 

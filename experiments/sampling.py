@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.contenders import Models
-from demo.sampling import Sampling
+from demo.settings import Sampling
 from experiments.store import CellFiles
 from experiments.training import part
 

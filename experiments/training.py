@@ -21,7 +21,12 @@ def part(name: str) -> Any:
 
 def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     """Where a cell's files are: a folder named after everything that its training depends on."""
-    facts = [world.identity, asdict(loss_config(cell)), _without_steps(cell, world), [(t.personalization_prompt, t.class_word) for t in cell.case.taught]]
+    facts = [
+        world.identity,
+        asdict(loss_config(cell)),
+        _without_steps(cell, world),
+        [(t.personalization_prompt, t.class_word, len(t.images)) for t in cell.case.taught],
+    ]
     if cell.condition.sees_prompt:
         facts.append([cell.asks[0].target, cell.asks[0].clean])
     if not cell.condition.trained:

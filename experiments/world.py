@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from bench.contenders import Models
-from demo.sampling import Sampling
+from demo.settings import Sampling
 
 TEXT, IMAGE, DIVERSITY = "text alignment", "subject similarity", "diversity"
 """The metrics that every report leads with. More of one is better."""

@@ -8,10 +8,13 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..palp_train.config import check_value
 from ..palp_train.errors import InputError
 from .host.demo_model import load_demo_model
 
 SUBJECTS = Path(__file__).resolve().parents[1] / "demo" / "subjects"
+PICTURES = 5
+"""Of each subject."""
 
 
 class PalpDemoModel(io.ComfyNode):
@@ -52,23 +55,30 @@ class PalpDemoSubject(io.ComfyNode):
             display_name="PALP Demo Subject",
             category="PALP",
             description="Loads pictures of a particular creature that PALP Demo Model has never seen, to personalize it with.",
-            inputs=[io.Combo.Input("name", options=subject_names(), default="mochi", tooltip="Which creature: the help page says what each is.")],
+            inputs=[
+                io.Combo.Input("name", options=subject_names(), default="mochi", tooltip="Which creature: the help page says what each is."),
+                io.Int.Input(
+                    "pictures", default=PICTURES, min=1, max=PICTURES, tooltip="How many of its five pictures. From one, plain training overfits most."
+                ),
+            ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="Five pictures of 64 x 64 pixels, for PALP Subject."),
+                io.Image.Output(display_name="images", tooltip="Pictures of 64 x 64 pixels, for PALP Subject."),
                 io.String.Output(display_name="class_word", tooltip="What it is, for PALP Subject."),
             ],
         )
 
     @classmethod
-    def execute(cls, name: str) -> io.NodeOutput:
-        """Read the pictures, shape (5, 64, 64, 3), values in [0, 1], and the class word.
+    def execute(cls, name: str, pictures: int = PICTURES) -> io.NodeOutput:
+        """Read the pictures, shape (pictures, 64, 64, 3), values in [0, 1], and the class word.
 
         Raises:
-            InputError: there is no such subject.
+            InputError: there is no such subject, or not so many pictures.
         """
+        check_value("pictures", pictures, PICTURES, {"low": 1, "high": PICTURES})
         if name not in subject_names():
             raise InputError("name", f"there is no {name!r}, only {', '.join(subject_names())}.")
         folder = SUBJECTS / name
         facts = json.loads((folder / "subject.json").read_text(encoding="utf-8"))
-        pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in sorted(folder.glob("*.png"))]
-        return io.NodeOutput(torch.from_numpy(np.stack(pictures)), facts["class_word"])
+        files = sorted(folder.glob("*.png"))[:pictures]
+        images = [np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files]
+        return io.NodeOutput(torch.from_numpy(np.stack(images)), facts["class_word"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from demo.sampling import Sampling
+from demo.settings import Sampling
 from experiments.judging import as_input, elements_found, mean_pairwise_distance
 from experiments.world import DIVERSITY, IMAGE, Ask, Case, Taught
 

@@ -16,7 +16,7 @@ from demo.make.dataset import label_row
 from demo.make.grammar import phrase, random_scene
 from demo.make.host import architecture
 from demo.make.paths import ROOT
-from demo.sampling import Sampling
+from demo.settings import Sampling
 
 SHEET = ROOT / "docs" / "demo_model.jpg"
 ON_SHEET = (

@@ -42,8 +42,11 @@ def test_there_are_six_subjects_of_three_categories(world):
     assert len(cases) == 6 and {case.category for case in cases} == set(CATEGORIES.values())
 
 
-def test_every_subject_has_its_pictures(world):
-    assert {len(case.taught[0].images) for case in world.cases("single")} == {5}
+def test_every_subject_is_learned_from_one_picture_or_as_many_as_are_wanted(world):
+    assert {len(case.taught[0].images) for case in world.cases("single")} == {1}
+    several = SeededWorld()
+    several.pictures = 5
+    assert {len(case.taught[0].images) for case in several.cases("single")} == {5}
 
 
 def test_a_prompt_of_four_elements_asks_for_four(world):

@@ -129,12 +129,20 @@ def test_palp_trains_on_it_and_the_stock_loader_applies_what_it_learned(nodes, m
 
 
 def test_a_subject_comes_with_its_pictures_and_its_class_word(nodes):
-    (names,) = (given.options for given in nodes.PalpDemoSubject.define_schema().inputs)
+    names = nodes.PalpDemoSubject.define_schema().inputs[0].options
     page = (Path(nodes.__file__).parent.parent / "js" / "docs" / "PalpDemoSubject.md").read_text()
     for name in names:
         images, class_word = nodes.PalpDemoSubject.execute(name).args
         assert images.shape == (5, 64, 64, 3) and 0 <= images.min() < images.max() <= 1
         assert f"| {name} | {class_word} |" in page
+
+
+def test_a_subject_gives_as_many_pictures_as_are_wanted_the_first_ones(nodes, errors):
+    (every, _), (some, _) = nodes.PalpDemoSubject.execute("mochi").args, nodes.PalpDemoSubject.execute("mochi", 2).args
+    assert torch.equal(some, every[:2])
+    for wrong in (0, 6, 1.5):
+        with pytest.raises(errors.InputError, match=r"^pictures: "):
+            nodes.PalpDemoSubject.execute("mochi", wrong)
 
 
 def test_a_subject_that_is_not_there_is_refused_by_name(nodes, errors):

@@ -37,7 +37,7 @@ def test_the_contract_of_ids_inputs_and_outputs(pack, nodes):
     assert names["LoadPalpLora"] == (["palp_lora"], ["palp_lora"])
     assert names["ExportPalpLora"] == (["palp_lora", "format", "name"], ["path"])
     assert names["PalpDemoModel"] == ([], ["model", "clip", "vae"])
-    assert names["PalpDemoSubject"] == (["name"], ["images", "class_word"])
+    assert names["PalpDemoSubject"] == (["name", "pictures"], ["images", "class_word"])
     assert all(s.category == "PALP" and s.description and all(i.tooltip for i in s.inputs) for s in schemas.values())
 
 

@@ -189,7 +189,7 @@ def test_help_pages_and_example_graphs_are_served(client):
     page = client._request("/extensions/ComfyUI-PALP/docs/PalpTrainLora.md").decode()
     assert page.startswith("# PALP Train LoRA")
     templates = json.loads(client._request("/api/workflow_templates"))
-    assert "palp_train_and_sample" in templates["ComfyUI-PALP"]
+    assert {"palp_demo", "palp_train_and_sample"} <= set(templates["ComfyUI-PALP"])
     graph = json.loads(client._request("/api/workflow_templates/ComfyUI-PALP/palp_train_and_sample.json"))
     assert {"PalpSubject", "PalpTrainLora", "ApplyPalpLora"} <= {n["type"] for n in graph["nodes"]}
     assert client._request("/api/workflow_templates/ComfyUI-PALP/palp_train_and_sample.jpg")[:3] == b"\xff\xd8\xff"

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from bench import CHECKPOINT, PICTURE
+from demo.graph import demo_graph
 
 pytestmark = pytest.mark.browser
 
@@ -62,7 +63,7 @@ def test_all_our_nodes_are_in_the_page(page):
 
 
 def test_the_page_gives_our_nodes_of_the_example_graphs_back_as_they_were_saved(page, client):
-    for name in ("palp_train_and_sample", "palp_load_and_sample", "palp_inspired_by_art"):
+    for name in ("palp_demo", "palp_train_and_sample", "palp_load_and_sample", "palp_inspired_by_art"):
         saved = example(client, name)
         page.evaluate("graph => app.loadGraphData(graph)", saved)
         shown = {node["id"]: node for node in json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))["nodes"]}
@@ -73,7 +74,20 @@ def test_the_page_gives_our_nodes_of_the_example_graphs_back_as_they_were_saved(
             assert [o["name"] for o in again["outputs"]] == [o["name"] for o in node["outputs"]], node["type"]
 
 
-@pytest.mark.parametrize("name", ["palp_train_and_sample", "palp_inspired_by_art"])
+def literals(node):
+    """What a node of a graph in the API's format is set to, links left out."""
+    return {(name, value) for name, value in node["inputs"].items() if not isinstance(value, list)}
+
+
+def test_the_demo_in_the_template_browser_is_the_demo_of_the_command_line(page, client):
+    page.evaluate("graph => app.loadGraphData(graph)", example(client, "palp_demo"))
+    shown = json.loads(page.evaluate("app.graphToPrompt().then(made => JSON.stringify(made.output))")).values()
+    for name, node in demo_graph().items():
+        alike = [each for each in shown if each["class_type"] == node["class_type"]]
+        assert any(literals(node) <= literals(each) for each in alike), name
+
+
+@pytest.mark.parametrize("name", ["palp_demo", "palp_train_and_sample", "palp_inspired_by_art"])
 def test_the_example_graph_runs_from_the_page_and_the_open_page_then_lists_the_new_lora(page, client, name):
     open_small_example(page, client, name)
     page.evaluate("app.graph.add(Object.assign(LiteGraph.createNode('LoraLoader'), { title: 'the list' }))")
