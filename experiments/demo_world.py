@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from demo.settings import TRAIN, Sampling
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
-from experiments.store import file_fingerprint, fingerprint, read_pictures
+from experiments.store import file_fingerprint, fingerprint, read_pictures, write_whole
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, Ask, Case, Taught
 
@@ -167,7 +168,7 @@ def _place_sprites() -> None:
     (WORK / "sprites").mkdir(parents=True, exist_ok=True)
     for sprite in SPRITES.glob("*.png"):
         if not (WORK / "sprites" / sprite.name).is_file():
-            shutil.copyfile(sprite, WORK / "sprites" / sprite.name)
+            write_whole(WORK / "sprites" / sprite.name, functools.partial(shutil.copyfile, sprite))
 
 
 def _artwork() -> Taught:

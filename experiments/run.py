@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +34,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, metavar="N", help="of each of the demo model's subjects to learn from, of five; usually 1")
     parser.add_argument("--prompt-count", type=int, metavar="N", help="prompts of each subject; 0: all")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours: shows that all works and little else")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="share the subjects out among N processes, for processors; on a GPU, leave it at 1")
+    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--report-only", action="store_true", help="train and sample nothing: write the report from what is there")
     parser.add_argument("--publish", action="store_true", help="also put the report and its figures into docs/results")
     parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="other training settings, for example '{\"learning_rate\": 1e-4}'")
@@ -97,6 +102,36 @@ def plan_of(options: argparse.Namespace) -> Plan:
     return replace(plan, subjects=(plan.cases()[0].name,)) if options.quick and not options.subjects else plan
 
 
+def start_helpers(plan: Plan, jobs: int, log: Path) -> list[subprocess.Popen[bytes]]:
+    """Processes that each do the part of a study with some of its subjects; the first share is left to this one."""
+    names = [case.name for case in plan.cases()]
+    shares = [names[number::jobs] for number in range(1, min(jobs, len(names)))]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.run", *sys.argv[1:], "--helper", "--jobs", "1", "--subjects"]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    with log.open("wb") as file:
+        return [subprocess.Popen([*command, ",".join(share)], stdout=file, stderr=file, env={**os.environ, **threads}) for share in shares]
+
+
+def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
+    """Carry a study out in as many processes; what a helper failed to do is still to be done afterwards."""
+    import torch
+
+    from experiments.laboratory import carry_out
+
+    helpers = start_helpers(plan, jobs, cells.parent / f"{plan.study.name}-helpers.log")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // jobs))
+    try:
+        carry_out(replace(plan, subjects=tuple(case.name for case in plan.cases()[::jobs])), cells)
+        for helper in helpers:
+            helper.wait()
+    finally:
+        for helper in helpers:
+            helper.terminate()
+        torch.set_num_threads(threads)
+
+
 def publish(report: Path, folder: Path, title: str) -> Path:
     """Copy a report with its figures to ``folder`` and list it in ``results.md`` beside it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +153,11 @@ def main() -> None:
     from experiments.report import write_report
 
     plan, cells = plan_of(options), options.out / "cells"
+    if options.helper:
+        carry_out(plan, cells)
+        return
+    if options.jobs > 1 and not options.report_only:
+        carry_out_with_helpers(plan, cells, options.jobs)
     if not options.report_only:
         carry_out(plan, cells)
     report = write_report(plan, cells, options.out / (f"{options.name}-quick" if options.quick else options.name))

@@ -12,7 +12,6 @@ from PIL import Image
 from experiments.run import publish
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "demo" / "weights" / "palp_demo.safetensors"
 
 
 def experiment(out, *arguments):
@@ -41,11 +40,11 @@ def test_a_published_report_is_listed_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DEMO.is_file(), reason="the demo model's weights are not there")
-def test_a_quick_ablation_of_the_demo_model_ends_in_a_report(host, tmp_path):
+def test_a_quick_ablation_of_the_demo_model_by_two_processes_ends_in_a_report(host, tmp_path):
     pytest.importorskip("resvg_py", reason="belongs to requirements-experiments.txt")
-    done = experiment(tmp_path, "ablation", "--quick", "--steps", "2,4", "--samples", "2")
+    done = experiment(tmp_path, "ablation", "--quick", "--steps", "2,4", "--samples", "2", "--subjects", "bolt,mochi", "--jobs", "2")
     assert done.returncode == 0, done.stderr
+    assert "100%" in (tmp_path / "ablation-helpers.log").read_text()
     text = (tmp_path / "ablation-quick" / "report.md").read_text()
     assert "wins back" in text or "nothing to win back" in text
 
