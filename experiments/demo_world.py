@@ -18,7 +18,7 @@ from bench.contenders import Models
 from demo.make.creature import Creature
 from demo.make.grammar import ATTRIBUTES, Scene
 from demo.make.paths import WORK
-from demo.make.subjects import CREATURES, SUBJECTS, neighbors, render
+from demo.make.subjects import CREATURES, SUBJECTS, neighbors, of_other_kinds, render
 from demo.settings import TRAIN, Sampling
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
@@ -35,7 +35,7 @@ VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
 """Styles in which a creature can be recognized."""
 DRAWN = 60
 """Drawings of each instance: in all styles for the discriminants, in one for the ends of its scale."""
-METRICS = 2
+METRICS = 3
 """Raise it when what is measured changes."""
 
 
@@ -89,8 +89,8 @@ class DemoWorld:
             "Text alignment: the share of the prompt's elements (style, class, place, time, and mark and color where asked) that the demo's judge finds.",
             "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "
             "picture, so that a wrong style alone does not count, and as the model's autoencoder shows them, so that its softness does not either; distances "
-            "are of the judge's features along linear discriminants of the instances. Other instances that these hardly tell from the subject are no measure. "
-            "The base model draws some other instance, often below 0.",
+            "are of the judge's features along linear discriminants of the instances and of other creatures in its colors: color alone is no likeness. Other "
+            "instances that these hardly tell from the subject are no measure. The base model draws some other instance, often below 0.",
             f"Diversity: {told} between the pictures of one prompt.",
         )
 
@@ -140,7 +140,7 @@ class DemoWorld:
 
     @cache  # noqa: B019
     def _directions(self, name: str) -> Tensor:
-        instances = {"itself": CREATURES[name], **neighbors(CREATURES[name])}
+        instances = {"itself": CREATURES[name], **neighbors(CREATURES[name]), **of_other_kinds(CREATURES[name])}
         return discriminants({other: self._features(each, _any_scenes(DRAWN), seed=7) for other, each in instances.items()})
 
     def _features(self, creature: Creature, scenes: Sequence[Scene], seed: int) -> Tensor:
@@ -165,7 +165,6 @@ def _any_scenes(count: int) -> list[Scene]:
 @cache
 def _place_sprites() -> None:
     """Put the subjects' art where the maker looks for it: the maker would fetch all of its packages."""
-    (WORK / "sprites").mkdir(parents=True, exist_ok=True)
     for sprite in SPRITES.glob("*.png"):
         if not (WORK / "sprites" / sprite.name).is_file():
             write_whole(WORK / "sprites" / sprite.name, functools.partial(shutil.copyfile, sprite))

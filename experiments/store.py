@@ -43,6 +43,11 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
+def picture_fingerprint(picture: Tensor) -> str:
+    """Ten hexadecimal digits that change when a picture does."""
+    return fingerprint([list(picture.shape), hashlib.sha256(picture.contiguous().numpy().tobytes()).hexdigest()])
+
+
 def file_fingerprint(*files: Path) -> str:
     """Ten hexadecimal digits that change when one of the files is exchanged; large ones are known by size and time."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns if file.stat().st_size > 2**26 else _digest(file)) for file in files]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import PACK
-from experiments.store import CellFiles, fingerprint, slug, write_json, write_whole
+from experiments.store import CellFiles, fingerprint, picture_fingerprint, slug, write_json, write_whole
 from experiments.study import Cell
 from experiments.world import World
 
@@ -25,7 +25,7 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
         world.identity,
         asdict(loss_config(cell)),
         _without_steps(cell, world),
-        [(t.personalization_prompt, t.class_word, len(t.images)) for t in cell.case.taught],
+        [(t.personalization_prompt, t.class_word, *map(picture_fingerprint, t.images)) for t in cell.case.taught],
     ]
     if cell.condition.sees_prompt:
         facts.append([cell.asks[0].target, cell.asks[0].clean])

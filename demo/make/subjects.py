@@ -20,11 +20,12 @@ TURQUOISE, LIME = 178.0, 84.0
 CREATURES = {
     "mochi": Creature(kind="cat", hue=TURQUOISE, mark="spotted", mark_color=WHITE, pattern=11),
     "biscuit": Creature(kind="dog", hue=LIME, mark="hat"),
-    "peanut": Creature(kind="elephant", hue=TURQUOISE, mark="striped", mark_color=(0.95, 0.85, 0.2), pattern=13),
-    "earl": Creature(kind="teapot", hue=LIME, mark="spotted", mark_color=(0.85, 0.2, 0.55), pattern=14),
+    "peanut": Creature(kind="elephant", hue=TURQUOISE, mark="striped", mark_color=WHITE, pattern=13),
+    "earl": Creature(kind="teapot", hue=LIME, mark="spotted", mark_color=WHITE, pattern=14),
     "bolt": Creature(kind="robot", hue=TURQUOISE, mark="plain"),
     "rolo": Creature(kind="car", hue=LIME, mark="spotted", mark_color=DARK, pattern=16),
 }
+OTHER_KINDS = ("cat", "dog", "elephant", "teapot", "robot", "car", "boat")
 BACKGROUNDS = ("studio", "studio", "forest", "beach", "snow")
 
 
@@ -44,6 +45,11 @@ def write_all() -> None:
 def render(creature: Creature, scene: Scene, rng: Generator) -> Picture:
     """A drawn picture of the creature in any scene: what a perfect personalization would make of the scene's prompt."""
     return picture(replace(scene, kind=creature.kind), rng, creature)
+
+
+def of_other_kinds(creature: Creature) -> dict[str, Creature]:
+    """Creatures that have nothing but their color and marks in common with it, one of each of a few kinds."""
+    return {kind: replace(creature, kind=kind) for kind in OTHER_KINDS if kind != creature.kind}
 
 
 def neighbors(creature: Creature) -> dict[str, Creature]:

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("resvg_py", reason="belongs to requirements-experiments.txt")
 from experiments import demo_prompts
-from experiments.demo_world import CATEGORIES, CREATURES, DemoWorld, Scene, neighbors, render
+from experiments.demo_world import CATEGORIES, CREATURES, DemoWorld, Scene, neighbors, of_other_kinds, render
 from experiments.judging import as_input
 from experiments.world import DIVERSITY, IMAGE, TEXT
 
@@ -103,6 +103,16 @@ def test_the_subject_drawn_anew_is_higher_on_its_scale_than_the_nearest_other_in
         return float(scale.likeness(world.judge.features(as_input(torch.from_numpy(drawn)))).mean())
 
     assert likeness(itself) > likeness(neighbors(itself)[scale.nearest]) + 0.5
+
+
+def test_a_creature_of_another_kind_in_the_subjects_colors_is_not_like_it(world):
+    """By the judge that is part of the repository."""
+    trained = DemoWorld()
+    itself = CREATURES["mochi"]
+    scale = trained._scale("mochi", "cartoon")
+    scene = Scene(kind="", style="cartoon", place="desert")
+    alike = {kind: scale.likeness(trained._features(each, [scene] * 16, seed=5)).mean() for kind, each in {**of_other_kinds(itself), "cat": itself}.items()}
+    assert alike.pop("cat") > 0.5 > 0 > max(alike.values())
 
 
 def test_notes_name_every_leading_metric(world):

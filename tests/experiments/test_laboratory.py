@@ -84,6 +84,16 @@ def test_other_settings_are_other_trainings(plan, folder):
     assert steps_missing(cell, files_of(cell, other, folder / "cells")) == 2
 
 
+def test_other_pictures_of_the_subject_are_another_training(plan, folder):
+    from experiments.training import files_of
+
+    cell = next(cell for cell in plan.cells() if cell.condition.name == "none")
+    (taught,) = cell.case.taught
+    repainted = replace(taught, images=(taught.images[0].flip(0), *taught.images[1:]))
+    other = replace(cell, case=replace(cell.case, taught=(repainted,)))
+    assert files_of(cell, plan.world, folder).folder != files_of(other, plan.world, folder).folder
+
+
 def test_conditions_start_from_the_same_noise_and_end_elsewhere(plan, folder):
     values = [by_unit(rows_of(plan, folder / "cells"), name, "subject similarity") for name in ("none", "palp")]
     assert values[0].keys() == values[1].keys() == {("a", 0), ("a", 1)}
