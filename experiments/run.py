@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,6 +69,12 @@ def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
         parser.error("these belong together: " + " ".join(f"--{name.replace('_', '-')}" for name in OWN))
     if options.publish and options.quick:
         parser.error("--publish: a quick run measures too little to be published")
+    if options.pictures is not None and not 1 <= options.pictures <= 5:
+        parser.error(f"--pictures: {options.pictures} is out of range: each of the demo model's subjects has 5")
+    if options.jobs < 1:
+        parser.error(f"--jobs: {options.jobs} is out of range: at least 1")
+    if given and options.pictures:
+        parser.error("--pictures: is for the demo model's subjects; of your own, all in --images are used")
     for name in ("checkpoint", "images", "prompts", "clip_vision", "clip_text"):
         if (path := getattr(options, name)) and not path.exists():
             parser.error(f"--{name.replace('_', '-')}: there is no {path}")
@@ -146,6 +153,7 @@ def publish(report: Path, folder: Path, title: str) -> Path:
 def main() -> None:
     """Carry the study out and report."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that helpers are stopped, too
     from bench.choice import ROOT, use_host
 
     use_host(options)

@@ -30,6 +30,17 @@ def host() -> None:
 
 
 @pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The checkpoint of random weights that the tests and the bench use."""
+    from bench import CHECKPOINT
+
+    path = Path(os.environ.get("PALP_DEV_DIR", ROOT / ".dev")) / "base" / "models" / "checkpoints" / CHECKPOINT
+    if not path.is_file():
+        pytest.fail(f"There is no {path}: run these tests by 'python dev.py test', which makes it.")
+    return path
+
+
+@pytest.fixture(scope="session")
 def pack(host: None):
     """This pack, loaded from its path as the host loads it."""
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("resvg_py", reason="belongs to requirements-experiments.txt")
 from experiments import demo_prompts
 from experiments.demo_world import CATEGORIES, CREATURES, DemoWorld, Scene, neighbors, of_other_kinds, render
 from experiments.judging import as_input
@@ -105,7 +104,7 @@ def test_the_subject_drawn_anew_is_higher_on_its_scale_than_the_nearest_other_in
     assert likeness(itself) > likeness(neighbors(itself)[scale.nearest]) + 0.5
 
 
-def test_a_creature_of_another_kind_in_the_subjects_colors_is_not_like_it(world):
+def test_a_creature_of_another_kind_in_the_subjects_colors_is_not_like_it(pack):
     """By the judge that is part of the repository."""
     trained = DemoWorld()
     itself = CREATURES["mochi"]

@@ -39,9 +39,14 @@ def test_a_published_report_is_listed_once(tmp_path):
     assert (tmp_path / "docs" / "results" / "noise" / "report.md").is_file()
 
 
+@pytest.mark.parametrize(("option", "value"), [("--pictures", "0"), ("--pictures", "6"), ("--jobs", "0")])
+def test_a_number_out_of_range_is_refused_by_name(host, tmp_path, option, value):
+    done = experiment(tmp_path, "noise", "--quick", option, value)
+    assert done.returncode == 2 and f"{option}: {value} is out of range" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_quick_ablation_of_the_demo_model_by_two_processes_ends_in_a_report(host, tmp_path):
-    pytest.importorskip("resvg_py", reason="belongs to requirements-experiments.txt")
     done = experiment(tmp_path, "ablation", "--quick", "--steps", "2,4", "--samples", "2", "--subjects", "bolt,mochi", "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert "100%" in (tmp_path / "ablation-helpers.log").read_text()
@@ -50,12 +55,7 @@ def test_a_quick_ablation_of_the_demo_model_by_two_processes_ends_in_a_report(ho
 
 
 @pytest.mark.slow
-def test_a_quick_study_of_a_checkpoint_ends_in_a_report(host, tmp_path):
-    from bench import CHECKPOINT
-
-    checkpoint = Path(os.environ.get("PALP_DEV_DIR", ROOT / ".dev")) / "base" / "models" / "checkpoints" / CHECKPOINT
-    if not checkpoint.is_file():
-        pytest.skip("python dev.py test makes the checkpoint")
+def test_a_quick_study_of_a_checkpoint_ends_in_a_report(host, checkpoint, tmp_path):
     (tmp_path / "cat").mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "cat" / "1.png")
     (tmp_path / "prompts.txt").write_text("a sketch of [V] in Paris | sketch | Paris\n")

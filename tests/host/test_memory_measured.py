@@ -25,10 +25,7 @@ print(outcome.expected_memory, outcome.peak_memory)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
-def test_the_expected_peak_is_within_ten_percent_of_the_measured_one(tmp_path, checkpointing):
-    from bench import CHECKPOINT
-
-    checkpoint = Path(os.environ["PALP_DEV_DIR"]) / "base" / "models" / "checkpoints" / CHECKPOINT
+def test_the_expected_peak_is_within_ten_percent_of_the_measured_one(tmp_path, checkpoint, checkpointing):
     command = [sys.executable, "-c", RUN, os.environ["COMFYUI_PATH"], str(ROOT), str(checkpoint), checkpointing]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     expected, measured = map(int, done.stdout.splitlines()[-1].split())
