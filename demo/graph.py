@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from demo.settings import TRAIN, Sampling
+from demo.settings import SAMPLING, TRAIN
 from palp_train.config import LossConfig
 
 Node = dict[str, Any]
@@ -23,7 +23,6 @@ LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
 TITLES = {"base": "the model, without the cat", "plain": "plain LoRA", "palp": "PALP"}
 """Of the pictures, by the id of the node that saves them."""
 
-SAMPLING = Sampling()
 STEPS = 300
 PICTURES = 6
 """Of each kind, from the same noise."""
@@ -39,7 +38,7 @@ def demo_graph() -> Graph:
 
 
 def _inputs() -> Graph:
-    """The model, the subject's pictures and what they are called."""
+    """The model, the subject's pictures and what they are called, and what all pictures have in common."""
     return {
         "demo model": _node("PalpDemoModel"),
         "demo subject": _node("PalpDemoSubject", name=SUBJECT, pictures=SUBJECT_PICTURES),
@@ -50,6 +49,8 @@ def _inputs() -> Graph:
             placeholder=PLACEHOLDER,
             personalization_prompt=PERSONALIZATION_PROMPT,
         ),
+        "negative": _node("CLIPTextEncode", clip=["demo model", 1], text=""),
+        "noise": _node("EmptyLatentImage", width=SAMPLING.resolution, height=SAMPLING.resolution, batch_size=PICTURES),
     }
 
 
@@ -84,17 +85,15 @@ def _personalized(name: str) -> Graph:
 
 
 def _pictures(name: str, model: Link, clip: Link, prompt: str) -> Graph:
-    """Prompt, noise, sampler and decoder; the node ``name`` saves the pictures, enlarged."""
+    """Prompt, sampler and decoder; the node ``name`` saves the pictures, enlarged."""
     return {
         f"{name} prompt": _node("CLIPTextEncode", clip=clip, text=prompt),
-        f"{name} negative": _node("CLIPTextEncode", clip=clip, text=""),
-        f"{name} noise": _node("EmptyLatentImage", width=SAMPLING.resolution, height=SAMPLING.resolution, batch_size=PICTURES),
         f"{name} sampler": _node(
             "KSampler",
             model=model,
             positive=[f"{name} prompt", 0],
-            negative=[f"{name} negative", 0],
-            latent_image=[f"{name} noise", 0],
+            negative=["negative", 0],
+            latent_image=["noise", 0],
             seed=1,
             steps=SAMPLING.steps,
             cfg=SAMPLING.guidance,

@@ -26,7 +26,7 @@ def test_the_demo_leaves_two_loras_and_pictures_from_the_same_noise_side_by_side
 
 def test_every_kind_of_picture_begins_with_the_same_noise():
     made = graph.demo_graph()
-    noises = [(made[f"{kind} sampler"]["inputs"]["seed"], made[f"{kind} noise"]["inputs"]) for kind in graph.TITLES]
+    noises = [(made[f"{kind} sampler"]["inputs"]["seed"], made[f"{kind} sampler"]["inputs"]["latent_image"]) for kind in graph.TITLES]
     assert noises == [noises[0]] * len(graph.TITLES)
 
 
