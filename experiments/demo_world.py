@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from demo.make.creature import Creature
 from demo.make.grammar import ATTRIBUTES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, of_other_kinds, render
-from demo.settings import TRAIN, Sampling
+from demo.settings import SAMPLING, TRAIN
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
@@ -43,7 +42,7 @@ class DemoWorld:
     """The demo model, with truth to compare with: any instance can be drawn in any scene."""
 
     title = "the demo model (64 x 64 pixels, a drawn world)"
-    sampling = Sampling()
+    sampling = SAMPLING
     has_scale = True
     train: Mapping[str, object] = TRAIN
     pictures = 1
@@ -167,7 +166,7 @@ def _place_sprites() -> None:
     """Put the subjects' art where the maker looks for it: the maker would fetch all of its packages."""
     for sprite in SPRITES.glob("*.png"):
         if not (WORK / "sprites" / sprite.name).is_file():
-            write_whole(WORK / "sprites" / sprite.name, functools.partial(shutil.copyfile, sprite))
+            write_whole(WORK / "sprites" / sprite.name, partial(shutil.copyfile, sprite))
 
 
 def _artwork() -> Taught:

@@ -16,7 +16,7 @@ from demo.make.dataset import label_row
 from demo.make.grammar import phrase, random_scene
 from demo.make.host import architecture
 from demo.make.paths import ROOT
-from demo.settings import Sampling
+from demo.settings import SAMPLING, Sampling
 
 SHEET = ROOT / "docs" / "demo_model.jpg"
 ON_SHEET = (
@@ -34,11 +34,10 @@ ON_SHEET = (
 )
 
 
-def sampled(model: Any, prompts: Sequence[str], seed: int, settings: Sampling | None = None) -> Tensor:
+def sampled(model: Any, prompts: Sequence[str], seed: int, settings: Sampling = SAMPLING) -> Tensor:
     """One picture for each prompt, shape (B, 64, 64, 3), values in [0, 1]."""
     import comfy.sample
 
-    settings = settings or Sampling()
     with torch.inference_mode():
         noise = torch.randn(len(prompts), architecture().LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(seed))
         told = torch.cat([_encoded(model.clip, prompt) for prompt in prompts])
@@ -56,7 +55,7 @@ def _encoded(clip: Any, prompt: str) -> Tensor:
     return clip.encode_from_tokens(clip.tokenize(prompt))
 
 
-def score(count: int = 512, settings: Sampling | None = None) -> dict[str, float]:
+def score(count: int = 512, settings: Sampling = SAMPLING) -> dict[str, float]:
     """Which part of what random prompts ask for the judge finds in the pictures, by attribute."""
     model, rng = architecture().load_demo_model(), np.random.default_rng(6)
     scenes = [random_scene(rng) for _ in range(count)]
@@ -66,11 +65,11 @@ def score(count: int = 512, settings: Sampling | None = None) -> dict[str, float
     return classify.hit_rates(found, torch.tensor([label_row(scene) for scene in scenes]))
 
 
-def write_sheet(path: Path = SHEET, settings: Sampling | None = None) -> None:
+def write_sheet(path: Path = SHEET) -> None:
     """The prompts of ``ON_SHEET``, two pictures each, with the prompts under them."""
     model = architecture().load_demo_model()
     prompts = [prompt for row in ON_SHEET for prompt in row]
-    images = sampled(model, [prompt for prompt in prompts for _ in range(2)], 1, settings)
+    images = sampled(model, [prompt for prompt in prompts for _ in range(2)], seed=1)
     side, wide, high = 112, 2 * 112 + 12, 112 + 34
     sheet = Image.new("RGB", (wide * len(ON_SHEET[0]), high * len(ON_SHEET)), "white")
     pen = ImageDraw.Draw(sheet)
