@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from demo.settings import SAMPLING, TRAIN
+from demo.settings import LOSS, SAMPLING, TRAIN
 from palp_train.config import LossConfig
 
 Node = dict[str, Any]
@@ -33,8 +33,9 @@ ENLARGED = 4.0
 def demo_graph() -> Graph:
     """All of it: two trainings, then pictures by the pre-trained model, by plain personalization and by PALP, from the same seed."""
     pretrained = _pictures("base", ["demo model", 0], ["demo model", 1], CLEAN_PROMPT)
-    plain = {"plain loss": _node("PalpLossConfig", **asdict(LossConfig(method="none"))), **_training("plain", loss=["plain loss", 0]), **_personalized("plain")}
-    return {**_inputs(), **pretrained, **plain, **_training("palp"), **_personalized("palp")}
+    losses = {"plain": LossConfig(method="none"), "palp": LossConfig(**LOSS)}
+    learned = [{**_training(name, loss), **_personalized(name)} for name, loss in losses.items()]
+    return {**_inputs(), **pretrained, **learned[0], **learned[1]}
 
 
 def _inputs() -> Graph:
@@ -54,9 +55,10 @@ def _inputs() -> Graph:
     }
 
 
-def _training(name: str, **inputs: Any) -> Graph:
+def _training(name: str, loss: LossConfig) -> Graph:
     """A training and its report as text."""
     return {
+        f"{name} loss": _node("PalpLossConfig", **asdict(loss)),
         f"train {name}": _node(
             "PalpTrainLora",
             model=["demo model", 0],
@@ -70,8 +72,8 @@ def _training(name: str, **inputs: Any) -> Graph:
             rank=32,
             seed=0,
             resolution=SAMPLING.resolution,
+            loss=[f"{name} loss", 0],
             **TRAIN,
-            **inputs,
         ),
         f"report {name}": _node("PreviewAny", source=[f"train {name}", 3]),
     }

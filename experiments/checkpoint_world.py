@@ -36,6 +36,7 @@ class Given:
     clip_vision: Path | None = None
     clip_text: Path | None = None
     train: Mapping[str, object] = field(default_factory=dict)
+    loss: Mapping[str, object] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=lambda: Sampling(resolution=512, guidance=7.5))
 
 
@@ -47,7 +48,7 @@ class CheckpointWorld:
     def __init__(self, given: Given) -> None:
         """Load nothing yet."""
         self._given = given
-        self.train, self.sampling = given.train, given.sampling
+        self.train, self.loss, self.sampling = given.train, given.loss, given.sampling
         self.title = f"{given.checkpoint.name}, {given.images.name} ({given.class_word})"
 
     @property

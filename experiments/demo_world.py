@@ -18,7 +18,7 @@ from demo.make.creature import Creature
 from demo.make.grammar import ATTRIBUTES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, of_other_kinds, render
-from demo.settings import SAMPLING, TRAIN
+from demo.settings import LOSS, SAMPLING, TRAIN
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
@@ -45,6 +45,7 @@ class DemoWorld:
     sampling = SAMPLING
     has_scale = True
     train: Mapping[str, object] = TRAIN
+    loss: Mapping[str, object] = LOSS
     pictures = 1
     """Of each subject to learn from, of five. From five, plain personalization forgets too little of the prompt to win back."""
 

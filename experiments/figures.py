@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.intervals import Interval, interval
 from experiments.results import Row, by_unit, chosen, last_step
 from experiments.store import slug, write_whole
-from experiments.studies import ALPHAS, APPENDIX_C, BETAS
+from experiments.studies import FACTORS, scaled
 from experiments.world import DIVERSITY, IMAGE, TEXT
 
 HEADLINES = (TEXT, IMAGE, DIVERSITY)
@@ -119,21 +119,17 @@ def _with_intervals(draw: Callable[..., object], x: Sequence[float], found: Sequ
 
 def _grid(rows: Sequence[Row], metric: str) -> Figure:
     """The metric over alpha and beta."""
-    figure, axes = _axes("beta", "alpha")
-    cells = [[_at(rows, _grid_name(alpha, beta), metric) for beta in BETAS] for alpha in ALPHAS]
+    figure, axes = _axes("times beta", "times alpha")
+    cells = [[_at(rows, scaled(alpha, beta).name, metric) for beta in FACTORS] for alpha in FACTORS]
     means = np.array([[cell.mean if cell else np.nan for cell in row] for row in cells])
     axes.imshow(means, origin="lower", cmap="viridis")
     axes.grid(visible=False)
     for y, x in np.ndindex(means.shape):
         axes.text(x, y, f"{means[y, x]:.2f}", ha="center", va="center", color="white")
-    axes.set_xticks(range(len(BETAS)), [f"{beta:g}" for beta in BETAS])
-    axes.set_yticks(range(len(ALPHAS)), [f"{alpha:g}" for alpha in ALPHAS])
+    axes.set_xticks(range(len(FACTORS)), [f"{beta:g}" for beta in FACTORS])
+    axes.set_yticks(range(len(FACTORS)), [f"{alpha:g}" for alpha in FACTORS])
     axes.set_title(_references(rows, metric), fontsize=9)
     return figure
-
-
-def _grid_name(alpha: float, beta: float) -> str:
-    return "palp" if (alpha, beta) == APPENDIX_C else f"alpha {alpha:g}, beta {beta:g}"
 
 
 def _references(rows: Sequence[Row], metric: str) -> str:

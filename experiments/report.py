@@ -71,12 +71,12 @@ def report_text(found: Findings) -> str:
 
 def _settings(found: Findings) -> str:
     study, cases = found.plan.study, found.plan.cases()
-    sampling, train = found.plan.world.sampling, ", ".join(f"{name} {value}" for name, value in found.plan.world.train.items())
+    sampling, changed = found.plan.world.sampling, {**found.plan.world.train, **found.plan.world.loss}
     return (
         f"On {found.plan.world.title}: {len(cases)} subjects ({', '.join(case.name for case in cases)}), each learned from {_pictures(cases[0])}, "
         f"{len(found.plan.asks(cases[0]))} prompts each, "
         f"{study.seeds} seeds, {study.samples} pictures a prompt; looked at after {', '.join(map(str, study.looks))} steps. "
-        f"Training: the pack's defaults{f' but {train}' if train else ''}. "
+        f"Training: the pack's defaults{' but ' if changed else ''}{', '.join(f'{name} {value}' for name, value in changed.items())}. "
         f"Pictures: {sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance:g}. {platform.machine()}, {platform.system()}."
     )
 

@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report-only", action="store_true", help="train and sample nothing: write the report from what is there")
     parser.add_argument("--publish", action="store_true", help="also put the report and its figures into docs/results")
     parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="other training settings, for example '{\"learning_rate\": 1e-4}'")
+    parser.add_argument("--loss", type=json.loads, default={}, metavar="JSON", help="other settings of the alignment, for example '{\"alignment_weight\": 2}'")
     parser.add_argument("--sampling", type=json.loads, default={}, metavar="JSON", help='how pictures are made, for example \'{"steps": 30, "guidance": 7.5}\'')
     _add_own(parser.add_argument_group("a model of your own instead of the demo model; the first four belong together"))
     return _checked(parser, parser.parse_args())
@@ -93,13 +94,13 @@ def world_of(options: argparse.Namespace) -> World:
     if options.checkpoint:
         from experiments.checkpoint_world import CheckpointWorld, Given
 
-        given = {name: getattr(options, name) for name in (*OWN, "clip_vision", "clip_text", "train")}
+        given = {name: getattr(options, name) for name in (*OWN, "clip_vision", "clip_text", "train", "loss")}
         return CheckpointWorld(Given(**given, sampling=Sampling(**{"resolution": options.resolution, "guidance": 7.5, **options.sampling})))
     from experiments.demo_world import DemoWorld
 
     world = DemoWorld()
     world.pictures = options.pictures or world.pictures
-    world.train, world.sampling = {**world.train, **options.train}, replace(world.sampling, **options.sampling)
+    world.train, world.loss, world.sampling = {**world.train, **options.train}, {**world.loss, **options.loss}, replace(world.sampling, **options.sampling)
     return world
 
 

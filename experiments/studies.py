@@ -13,16 +13,16 @@ PALP = Condition(name="palp")
 INDEPENDENT_UNRESCALED = Condition(name="palp independent noise, unrescaled", loss={"noise": "independent", **UNRESCALED})
 SAME_UNRESCALED = Condition(name="palp same noise, unrescaled", loss=UNRESCALED)
 INDEPENDENT = Condition(name="palp independent noise", loss={"noise": "independent"})
-COMPOSED = Condition(name="palp", loss={"alignment_scale": 7.5, "personalization_scale": 1.0})
-"""Appendix C's guidance scales for several subjects."""
-ALPHAS, BETAS = (3.75, 7.5, 15.0, 30.0), (1.0, 3.75, 7.5, 15.0)
-APPENDIX_C = (15.0, 7.5)
+ALPHA, BETA = "alignment_scale", "personalization_scale"
+COMPOSED = Condition(name="palp", loss_factors={ALPHA: 7.5 / 15, BETA: 1 / 7.5})
+"""Appendix C's guidance scales for several subjects, 7.5 and 1, against those for one, 15 and 7.5."""
+FACTORS = (0.25, 0.5, 1.0, 2.0)
+"""Of alpha and of beta, in their grid."""
 
 
-def _scaled(alpha: float, beta: float) -> Condition:
-    if (alpha, beta) == APPENDIX_C:
-        return PALP
-    return Condition(name=f"alpha {alpha:g}, beta {beta:g}", loss={"alignment_scale": alpha, "personalization_scale": beta})
+def scaled(alpha: float, beta: float) -> Condition:
+    """PALP with that many times alpha and beta."""
+    return PALP if alpha == beta == 1 else Condition(name=f"alpha x {alpha:g}, beta x {beta:g}", loss_factors={ALPHA: alpha, BETA: beta})
 
 
 _ALL = (
@@ -38,7 +38,7 @@ _ALL = (
         name="scales",
         title="Guidance scales",
         question="How do alpha and beta trade the prompt against the subject?",
-        conditions=(BASE, NONE, *(_scaled(alpha, beta) for alpha in ALPHAS for beta in BETAS)),
+        conditions=(BASE, NONE, *(scaled(alpha, beta) for alpha in FACTORS for beta in FACTORS)),
         along="grid",
         prompts=2,
     ),

@@ -10,11 +10,13 @@ from experiments.world import Ask, Case, World
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One way of training: changes of the pack's defaults."""
+    """One way of training: changes of the settings that suit the world's model."""
 
     name: str
     loss: Mapping[str, object] = field(default_factory=dict)
     """Fields of LossConfig."""
+    loss_factors: Mapping[str, float] = field(default_factory=dict)
+    """How many times what suits the world's model a field of LossConfig is."""
     train: Mapping[str, object] = field(default_factory=dict)
     """Fields of TrainConfig."""
     trained: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     """Where a cell's files are: a folder named after everything that its training depends on."""
     facts = [
         world.identity,
-        asdict(loss_config(cell)),
+        asdict(loss_config(cell, world)),
         _without_steps(cell, world),
         [(t.personalization_prompt, t.class_word, *map(picture_fingerprint, t.images)) for t in cell.case.taught],
     ]
@@ -34,9 +34,11 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     return CellFiles(folder=folder / f"{slug(cell.title)}-{fingerprint(facts)}")
 
 
-def loss_config(cell: Cell) -> Any:
+def loss_config(cell: Cell, world: World) -> Any:
     """The cell's LossConfig."""
-    return part("palp_train.config").LossConfig(**cell.condition.loss)
+    aligns = cell.condition.loss.get("method") != "none"
+    suited = part("palp_train.config").LossConfig(**{**(world.loss if aligns else {}), **cell.condition.loss})
+    return replace(suited, **{name: factor * getattr(suited, name) for name, factor in cell.condition.loss_factors.items()})
 
 
 def train_config(cell: Cell, world: World) -> Any:
@@ -63,7 +65,7 @@ def job_of(cell: Cell, world: World) -> Any:
         subjects=taught,
         prompts=prompts.prompt_set(words, cell.asks[0].target, cell.asks[0].clean),
         train=train_config(cell, world),
-        loss=loss_config(cell),
+        loss=loss_config(cell, world),
     )
 
 

@@ -77,6 +77,11 @@ class World(Protocol):
         ...
 
     @property
+    def loss(self) -> Mapping[str, object]:
+        """Settings of the alignment that suit this model, other than the pack's defaults."""
+        ...
+
+    @property
     def sampling(self) -> Sampling:
         """How pictures are made with this model."""
         ...

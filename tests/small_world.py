@@ -43,6 +43,7 @@ class SmallWorld:
     ruler: str = "colors"
     has_scale: bool = True
     train: dict = field(default_factory=lambda: {"rank": 2})
+    loss: dict = field(default_factory=dict)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=2, sampler="euler"))
     notes: tuple = ("Text alignment: colors.",)
     measured: list = field(default_factory=list)

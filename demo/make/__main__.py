@@ -2,9 +2,10 @@
 
     draw      pictures of the world                  text      the text encoder
     judge     the network that scores pictures       unet      the diffusion model; hours
-    encode    the encoder, latents of all pictures   package   demo/weights/palp_demo.safetensors
-    decoder   the decoder                            score     hit rates by attribute
-    subjects  demo/subjects                          sheet     docs/demo_model.jpg
+    encode    the encoder, latents of all pictures   show      drawn pictures as the decoder shows them
+    decoder   the decoder                            refine    the judge goes on with those
+    subjects  demo/subjects                          package   demo/weights/palp_demo.safetensors
+    score     hit rates by attribute                 sheet     docs/demo_model.jpg
 
 Without a stage: all of them, in order. With a step, ``unet:3000`` say, a stage that trains stops there for now.
 Set COMFYUI_PATH to a ComfyUI folder, or have one in .dev by ``python dev.py test``.
@@ -39,19 +40,21 @@ def _decoder(until: int | None) -> None:
     show(vae.quality())
 
 
-def _judge(until: int | None) -> None:
-    classify.train(until)
+def _refine(until: int | None) -> None:
+    classify.train_on_shown(until)
     show(classify.quality())
 
 
 STAGES: dict[str, Callable[[int | None], object]] = {
     "subjects": lambda _: subjects.write_all(),
     "draw": lambda _: dataset.draw_all(),
-    "judge": _judge,
+    "judge": classify.train,
     "text": _text,
     "encode": lambda _: vae.encode_all(),
     "unet": denoiser.train,
     "decoder": _decoder,
+    "show": lambda _: vae.show_all(),
+    "refine": _refine,
     "package": lambda _: print(package.write(), "bytes", flush=True),
     "score": lambda _: show(score.score()),
     "sheet": lambda _: score.write_sheet(),

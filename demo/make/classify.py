@@ -1,24 +1,27 @@
-"""Tells what is in a picture: the judge of the demo model, trained on drawn pictures only."""
+"""Tells what is in a picture: the judge of the demo model, trained on drawn pictures only; at last also on drawn pictures that the autoencoder has softened."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from demo.make import dataset
+from demo.make import dataset, vae
 from demo.make.grammar import ATTRIBUTES
-from demo.make.paths import ROOT
+from demo.make.paths import ROOT, WORK
 from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage, warm_cosine
 from demo.make.vae import as_input
 
 STEPS, BATCH, PEAK_RATE = 8000, 64, 3e-3
+FINE_STEPS, FINE_RATE = 3000, 8e-4
 WEIGHTS = ROOT / "demo" / "weights" / "attributes.safetensors"
 
 
@@ -67,22 +70,46 @@ class Judge(nn.Module):
 def train(until: int | None = None) -> None:
     """Train it up to that step, or to the end; resumes where it was."""
     torch.manual_seed(0)
-    judge = Judge().train()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK_RATE, weight_decay=0.02)
-    stage = Stage(name="judge", modules=judge, optimizer=optimizer, steps=STEPS, until=until)
-    keep_small_convolutions_in_float32(judge)
+    judge = Judge()
     pixels, labels = dataset.pictures(range(dataset.SHARDS)), dataset.labels(range(dataset.SHARDS))
 
     def loss_of(step: int) -> Tensor:
-        rows = np.sort(np.random.default_rng([4, step]).choice(len(pixels), BATCH, replace=False))
-        return _loss(judge, _disturbed(as_input(pixels[rows])), torch.from_numpy(labels[rows].astype(np.int64)))
+        rows = _rows(4, step, len(pixels), BATCH)
+        return _loss(judge, _disturbed(as_input(pixels[rows])), labels[rows])
 
-    with tqdm(total=STEPS, desc="judge", mininterval=20) as bar:
-        for step, loss in stage.steps_left(loss_of, warm_cosine(PEAK_RATE)):
+    _train("judge", judge, loss_of, STEPS, PEAK_RATE, until)
+
+
+def train_on_shown(until: int | None = None) -> None:
+    """Go on with pictures of which half are of creatures of any hue and as the autoencoder shows them; then write the weights."""
+    torch.manual_seed(0)
+    judge = Judge()
+    judge.load_state_dict(torch.load(WORK / "judge.pt", weights_only=True)["modules"])
+    pixels, labels = dataset.pictures(range(dataset.SHARDS)), dataset.labels(range(dataset.SHARDS))
+    soft, soft_labels = vae.shown(dataset.ANY_HUE), dataset.labels(dataset.ANY_HUE)
+
+    def loss_of(step: int) -> Tensor:
+        rows, soft_rows = _rows(5, step, len(pixels), BATCH // 2), _rows(6, step, len(soft), BATCH // 2)
+        images = torch.cat([_disturbed(as_input(pixels[rows])), as_input(soft[soft_rows])])
+        return _loss(judge, images, np.concatenate([labels[rows], soft_labels[soft_rows]]))
+
+    _train("judge-shown", judge, loss_of, FINE_STEPS, FINE_RATE, until)
+    _write(judge)
+
+
+def _rows(draw: int, step: int, count: int, wanted: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng([draw, step]).choice(count, wanted, replace=False))
+
+
+def _train(name: str, judge: Judge, loss_of: Callable[[int], Tensor], steps: int, rate: float, until: int | None) -> None:
+    optimizer = torch.optim.AdamW(judge.train().parameters(), lr=rate, weight_decay=0.02)
+    stage = Stage(name=name, modules=judge, optimizer=optimizer, steps=steps, until=until)
+    keep_small_convolutions_in_float32(judge)
+    with tqdm(total=steps, desc=name, mininterval=20) as bar:
+        for step, loss in stage.steps_left(loss_of, warm_cosine(rate)):
             bar.n = step
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(0)
-    _write(judge)
 
 
 def _disturbed(images: Tensor) -> Tensor:
@@ -92,10 +119,11 @@ def _disturbed(images: Tensor) -> Tensor:
     return images + (soft - images) * mix * 0.7 + 0.04 * torch.randn_like(images)
 
 
-def _loss(judge: Judge, images: Tensor, labels: Tensor) -> Tensor:
+def _loss(judge: Judge, images: Tensor, labels: NDArray[np.uint8]) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         logits = judge(images)
-    losses = [functional.cross_entropy(logits[name].float(), labels[:, row]) for row, name in enumerate(ATTRIBUTES)]
+    told = torch.from_numpy(labels.astype(np.int64))
+    losses = [functional.cross_entropy(logits[name].float(), told[:, row], ignore_index=dataset.NAMELESS) for row, name in enumerate(ATTRIBUTES)]
     return torch.stack(losses).sum()
 
 
@@ -119,10 +147,12 @@ def seen(judge: Judge, images: Tensor) -> Tensor:
 
 
 def quality() -> dict[str, float]:
-    """Which part of the held-out pictures is told right, by attribute; color and mark without silhouettes, which hide them."""
+    """Which part of the held-out pictures is told right, by attribute, and of those of any hue that the autoencoder shows."""
     shards = range(dataset.SHARDS, dataset.SHARDS + dataset.HELD_OUT)
-    labels = torch.from_numpy(dataset.labels(shards).astype(np.int64))
-    return hit_rates(seen(trained(), as_input(dataset.pictures(shards))), labels)
+    judge, soft = trained(), dataset.ANY_HUE_HELD_OUT
+    drawn = hit_rates(seen(judge, as_input(dataset.pictures(shards))), torch.from_numpy(dataset.labels(shards).astype(np.int64)))
+    shown = hit_rates(seen(judge, as_input(vae.shown(soft))), torch.from_numpy(dataset.labels(soft).astype(np.int64)))
+    return {**drawn, **{f"{name}, shown by the autoencoder": rate for name, rate in shown.items() if name != "color"}}
 
 
 def hit_rates(found: Tensor, asked: Tensor) -> dict[str, float]:

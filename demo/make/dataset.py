@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from demo.make.creature import Creature, random_creature
 from demo.make.grammar import ATTRIBUTES, Scene, random_scene
 from demo.make.paths import WORK
 from demo.make.world import picture
@@ -18,12 +20,17 @@ SHARD = 2000
 SHARDS = 60
 HELD_OUT = 2
 """Shards more, on which nothing is trained."""
+ANY_HUE = range(SHARDS + HELD_OUT, SHARDS + HELD_OUT + 10)
+"""Shards for the judge alone, whose creatures have any hue at all: what somebody is must not depend on being of a color that has a name."""
+ANY_HUE_HELD_OUT = range(ANY_HUE.stop, ANY_HUE.stop + 1)
+NAMELESS = 255
+"""In ``labels``, the color of those."""
 
 
 def draw_all() -> None:
     """Draw every shard that is not there yet, on two cores."""
     (WORK / "pictures").mkdir(parents=True, exist_ok=True)
-    missing = [number for number in range(SHARDS + HELD_OUT) if not _path(number).is_file()]
+    missing = [number for number in range(ANY_HUE_HELD_OUT.stop) if not _path(number).is_file()]
     with ProcessPoolExecutor(2) as pool:
         for _ in tqdm(pool.map(_draw, missing), total=len(missing), desc="drawing", mininterval=20):
             pass
@@ -62,7 +69,12 @@ def _path(number: int) -> Path:
 def _draw(number: int) -> None:
     rng = np.random.default_rng([20, number])
     drawn = [random_scene(rng) for _ in range(SHARD)]
-    pixels = np.stack([(picture(scene, rng) * 255).round().astype(np.uint8) for scene in drawn])
+    told = np.array([label_row(scene) for scene in drawn], np.uint8)
+    creatures: list[Creature | None] = [None] * SHARD
+    if number >= ANY_HUE.start:
+        creatures = [replace(random_creature(scene, rng), hue=float(rng.uniform(0, 360))) for scene in drawn]
+        told[:, list(ATTRIBUTES).index("color")] = NAMELESS
+    pixels = np.stack([(picture(scene, rng, creature) * 255).round().astype(np.uint8) for scene, creature in zip(drawn, creatures, strict=True)])
     partial = _path(number).with_suffix(".partial.npz")
-    np.savez(partial, pixels=pixels, labels=np.array([label_row(scene) for scene in drawn], np.uint8))
+    np.savez(partial, pixels=pixels, labels=told)
     partial.replace(_path(number))

@@ -20,7 +20,7 @@ from demo.make.run_state import Stage, warm_cosine
 STEPS, BATCH, PEAK_RATE = 4000, 12, 2e-3
 LATENT_JITTER = 0.05
 """Noise on latents that the decoder learns to bear: sampled ones are never exact."""
-ENCODER, LATENTS = WORK / "encoder.pt", WORK / "latents.pt"
+ENCODER, LATENTS, SHOWN = WORK / "encoder.pt", WORK / "latents.pt", WORK / "shown"
 
 
 def as_input(pixels: Any) -> Tensor:
@@ -80,6 +80,31 @@ def trained() -> Any:
     return vae
 
 
+def show_all() -> None:
+    """Keep the judge's own pictures as the autoencoder shows them: as soft as all that the demo model will make."""
+    SHOWN.mkdir(parents=True, exist_ok=True)
+    vae, shards = trained(), (*dataset.ANY_HUE, *dataset.ANY_HUE_HELD_OUT)
+    for number in tqdm([number for number in shards if not _shown(number).is_file()], desc="showing", mininterval=20):
+        made = torch.cat([_reconstructed(vae, batch) for batch in as_input(dataset.pictures(range(number, number + 1))).split(50)])
+        partial = _shown(number).with_suffix(".partial.npy")
+        np.save(partial, made.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        partial.replace(_shown(number))
+
+
+def shown(shards: range) -> Any:
+    """Pixels as of ``dataset.pictures``, after the autoencoder."""
+    return np.concatenate([np.load(_shown(number)) for number in shards])
+
+
+def _shown(number: int) -> Any:
+    return SHOWN / f"{number:03}.npy"
+
+
+@torch.inference_mode()
+def _reconstructed(vae: Any, images: Tensor) -> Tensor:
+    return vae.decode(vae.encode(images)).clamp(-1, 1)
+
+
 def _loss(vae: Any, images: Tensor) -> Tensor:
     with torch.no_grad():
         latent = encoder.encode(vae, images)
@@ -95,11 +120,10 @@ def _error(difference: Tensor) -> Tensor:
     return scales[0].abs().mean() + 2 * scales[1].square().mean() + 0.25 * torch.stack(edges).sum()
 
 
-@torch.inference_mode()
 def quality() -> dict[str, float]:
     """Mean absolute error and PSNR on held-out pictures."""
     vae = trained()
     images = as_input(dataset.pictures(range(dataset.SHARDS, dataset.SHARDS + 1))[:500])
-    made = torch.cat([vae.decode(vae.encode(batch)).clamp(-1, 1) for batch in images.split(50)])
+    made = torch.cat([_reconstructed(vae, batch) for batch in images.split(50)])
     squares = ((made - images) / 2).square().mean(dim=(1, 2, 3))
     return {"mean absolute error": float(((made - images) / 2).abs().mean()), "PSNR, dB": float((-10 * squares.log10()).mean())}

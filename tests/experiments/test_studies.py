@@ -4,7 +4,7 @@ import pytest
 from small_world import SmallWorld
 
 from experiments.studies import STUDIES
-from experiments.study import Plan, quick
+from experiments.study import Cell, Plan, quick
 
 
 def plan(name, **changes):
@@ -27,9 +27,20 @@ def test_every_setting_of_every_study_is_one_of_the_packs(name):
         TrainConfig(**condition.train)
 
 
-def test_the_scales_hold_the_papers_own():
-    assert "palp" in [condition.name for condition in STUDIES["scales"].conditions]
-    assert "alpha 15, beta 7.5" not in [condition.name for condition in STUDIES["scales"].conditions]
+def test_the_scales_hold_what_suits_the_model_once():
+    factors = [condition.loss_factors for condition in STUDIES["scales"].conditions if condition.loss_factors]
+    assert "palp" in [condition.name for condition in STUDIES["scales"].conditions] and len(factors) == 15
+    assert {"alignment_scale": 1.0, "personalization_scale": 1.0} not in factors
+
+
+def test_factors_are_of_what_suits_the_model(pack):
+    from experiments.training import loss_config
+
+    composed = next(condition for condition in STUDIES["subjects"].conditions if condition.name == "palp")
+    cell = Cell(condition=composed, case=SmallWorld().cases("single")[0], asks=(), seed=0, looks=(1,))
+    appendix_c, halved = loss_config(cell, SmallWorld()), loss_config(cell, SmallWorld(loss={"alignment_scale": 4.0}))
+    assert (appendix_c.alignment_scale, appendix_c.personalization_scale) == (7.5, 1.0)
+    assert (halved.alignment_scale, halved.personalization_scale) == (2.0, 1.0)
 
 
 def test_what_does_not_see_the_prompt_is_trained_once_for_all_prompts():
