@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 TRAIN: Mapping[str, float | int] = {"learning_rate": 3e-4, "word_learning_rate": 1e-3, "batch_size": 4}
 """Rates and batch for a network two hundred times smaller than SD 1.4."""
-LOSS: Mapping[str, float] = {"alignment_scale": 2.0, "personalization_scale": 1.0, "alignment_weight": 4.0}
+LOSS: Mapping[str, Any] = {"alignment_scale": 2.0, "personalization_scale": 1.0, "alignment_weight": 4.0}
 """Appendix C's guidance scales over 7.5, at the same ratio. In this small model a prompt moves the predicted noise by half of the noise itself: with 15 and 7.5
 the score is ten times the reconstruction's error, and what in it holds the prediction without a prompt in its place is lost beside the rest."""
 
