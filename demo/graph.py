@@ -23,7 +23,7 @@ LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
 TITLES = {"base": "the model, without the cat", "plain": "plain LoRA", "palp": "PALP"}
 """Of the pictures, by the id of the node that saves them."""
 
-STEPS = 300
+STEPS = 500
 PICTURES = 6
 """Of each kind, from the same noise."""
 ENLARGED = 4.0

@@ -88,12 +88,14 @@ def _trade(rows: Sequence[Row]) -> Figure:
 def _curves(rows: Sequence[Row], metric: str) -> Figure:
     """The metric after each number of steps, with intervals; the base model as a line."""
     figure, axes = _axes("training steps", metric)
-    for condition in names(rows):
+    apart = 0.008 * max(row.step for row in rows)
+    for number, condition in enumerate(names(rows)):
         found = [(step, at) for step in _steps(rows, condition) if (at := _at(rows, condition, metric, step=step))]
         if found and found[0][0] == 0:
             axes.axhline(found[0][1].mean, color="black", linestyle="--", linewidth=1, label=condition)
         elif found:
-            _with_intervals(axes.errorbar, [step for step, _ in found], [at for _, at in found], color=_color(rows, condition), label=condition, marker="o")
+            steps = [step + (number - len(names(rows)) / 2) * apart for step, _ in found]  # so that intervals do not hide each other
+            _with_intervals(axes.errorbar, steps, [at for _, at in found], color=_color(rows, condition), label=condition, marker="o")
     axes.legend(fontsize=7)
     return figure
 

@@ -11,7 +11,7 @@ from experiments.store import read_pictures, slug, write_whole
 from experiments.study import Cell
 from experiments.world import Ask, Case
 
-SIDE, SHOWN, MARGIN, LABEL = 128, 6, 4, 170
+SIDE, SHOWN, MARGIN, LABEL = 96, 6, 4, 170
 """Pixels of a picture; pictures in a row; pixels around each and beside the row."""
 
 
@@ -34,7 +34,7 @@ def write_sheets(batches: Iterable[tuple[Cell, int, Ask, Path]], count: int, fol
     for key, strips in rows.items():
         path = folder / f"sheet-{slug(' '.join(key))}.jpg"
         sheet = _sheet(*about[key], strips, count)
-        write_whole(path, lambda partial, sheet=sheet: sheet.save(partial, format="jpeg", quality=88))
+        write_whole(path, lambda partial, sheet=sheet: sheet.save(partial, format="jpeg", quality=80))
         written.append(path)
     return written
 
