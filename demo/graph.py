@@ -33,9 +33,8 @@ ENLARGED = 4.0
 def demo_graph() -> Graph:
     """All of it: two trainings, then pictures by the pre-trained model, by plain personalization and by PALP, from the same seed."""
     pretrained = _pictures("base", ["demo model", 0], ["demo model", 1], CLEAN_PROMPT)
-    losses = {"plain": LossConfig(method="none"), "palp": LossConfig(**LOSS)}
-    learned = [{**_training(name, loss), **_personalized(name)} for name, loss in losses.items()]
-    return {**_inputs(), **pretrained, **learned[0], **learned[1]}
+    plain, palp = _learned("plain", LossConfig(method="none")), _learned("palp", LossConfig(**LOSS))
+    return {**_inputs(), **pretrained, **plain, **palp}
 
 
 def _inputs() -> Graph:
@@ -53,6 +52,11 @@ def _inputs() -> Graph:
         "negative": _node("CLIPTextEncode", clip=["demo model", 1], text=""),
         "noise": _node("EmptyLatentImage", width=SAMPLING.resolution, height=SAMPLING.resolution, batch_size=PICTURES),
     }
+
+
+def _learned(name: str, loss: LossConfig) -> Graph:
+    """A training and pictures by what it learned."""
+    return {**_training(name, loss), **_personalized(name)}
 
 
 def _training(name: str, loss: LossConfig) -> Graph:

@@ -19,7 +19,7 @@ class Sampling:
 
     steps: int = 25
     guidance: float = 5.0
-    """Lower finds a little less of the prompt."""
+    """At 3 and at 7.5 less is found of colors and marks."""
     sampler: str = "dpmpp_2m"
     scheduler: str = "normal"
     resolution: int = 64

@@ -36,8 +36,7 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
 
 def loss_config(cell: Cell, world: World) -> Any:
     """The cell's LossConfig."""
-    aligns = cell.condition.loss.get("method") != "none"
-    suited = part("palp_train.config").LossConfig(**{**(world.loss if aligns else {}), **cell.condition.loss})
+    suited = part("palp_train.config").LossConfig(**{**(world.loss if cell.condition.sees_prompt else {}), **cell.condition.loss})
     return replace(suited, **{name: factor * getattr(suited, name) for name, factor in cell.condition.loss_factors.items()})
 
 

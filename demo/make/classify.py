@@ -82,7 +82,6 @@ def train(until: int | None = None) -> None:
 
 def train_on_shown(until: int | None = None) -> None:
     """Go on with pictures of which half are of creatures of any hue and as the autoencoder shows them; then write the weights."""
-    torch.manual_seed(0)
     judge = Judge()
     judge.load_state_dict(torch.load(WORK / "judge.pt", weights_only=True)["modules"])
     pixels, labels = dataset.pictures(range(dataset.SHARDS)), dataset.labels(range(dataset.SHARDS))
@@ -93,6 +92,7 @@ def train_on_shown(until: int | None = None) -> None:
         images = torch.cat([_disturbed(as_input(pixels[rows])), as_input(soft[soft_rows])])
         return _loss(judge, images, np.concatenate([labels[rows], soft_labels[soft_rows]]))
 
+    torch.manual_seed(0)
     _train("judge-shown", judge, loss_of, FINE_STEPS, FINE_RATE, until)
     _write(judge)
 

@@ -43,6 +43,15 @@ def test_factors_are_of_what_suits_the_model(pack):
     assert (halved.alignment_scale, halved.personalization_scale) == (2.0, 1.0)
 
 
+def test_what_suits_the_alignment_is_nothing_to_plain_personalization(pack, tmp_path):
+    from experiments.training import files_of
+
+    suited = SmallWorld(loss={"alignment_weight": 4.0})
+    first = {cell.condition.name: cell for cell in reversed(plan("ablation").cells())}
+    folders = {name: [files_of(first[name], world, tmp_path).folder for world in (SmallWorld(), suited)] for name in ("none", "sds", "palp")}
+    assert {name: plain == other for name, (plain, other) in folders.items()} == {"none": True, "sds": False, "palp": False}
+
+
 def test_what_does_not_see_the_prompt_is_trained_once_for_all_prompts():
     cells = [cell for cell in plan("noise").cells() if cell.condition.name == "none"]
     assert len(cells) == 2 * 3 and all(len(cell.asks) == 2 for cell in cells)
