@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from experiments.world import Ask, Case
 
@@ -16,6 +17,7 @@ class Setting:
     time: str = ""
     mark: str = ""
     color: str = ""
+    hat: str = ""
 
 
 STANDARD = (
@@ -57,17 +59,13 @@ def standard(case: Case) -> list[Ask]:
     return [_ask(case, setting) for setting in STANDARD]
 
 
-def growing(case: Case, mark: str) -> list[Ask]:
-    """Prompts of two to six elements, all there are in the demo's world; a mark and a color other than the subject's own come last."""
+def growing(case: Case, others: Mapping[str, str]) -> list[Ask]:
+    """Prompts of two elements, three, and so on: after style and class, place and time, then one more of the ``others``, which the subject does not have."""
     first = STANDARD[0]
-    steps = (
-        Setting(style=first.style),
-        Setting(style=first.style, place=first.place),
-        first,
-        Setting(style=first.style, place=first.place, time=first.time, mark=mark),
-        Setting(style=first.style, place=first.place, time=first.time, mark=mark, color="red"),
-    )
-    return [_ask(case, setting) for setting in steps]
+    settings = [Setting(style=first.style), Setting(style=first.style, place=first.place), first]
+    for name, value in others.items():
+        settings.append(replace(settings[-1], **{name: value}))
+    return [_ask(case, setting) for setting in settings]
 
 
 def inspired(case: Case) -> list[Ask]:
@@ -86,6 +84,7 @@ def _ask(case: Case, setting: Setting) -> Ask:
         "time": (setting.time,),
         "mark": (setting.mark,),
         "color": (setting.color,),
+        "hat": (setting.hat,),
     }
     asked = {name: accepted for name, accepted in elements.items() if any(accepted)}
     name = " ".join(accepted[0] for attribute, accepted in asked.items() if attribute != "kind")
@@ -95,8 +94,7 @@ def _ask(case: Case, setting: Setting) -> Ask:
 
 
 def _described(noun: str, setting: Setting) -> str:
-    before = [word for word in (setting.mark if setting.mark != "hat" else "", setting.color) if word]
-    return " ".join((*before, noun)) + (" with a hat" if setting.mark == "hat" else "")
+    return " ".join(word for word in (setting.mark, setting.color, noun, setting.hat and "with a hat") if word)
 
 
 def _with_article(words: str) -> str:

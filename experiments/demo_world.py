@@ -86,7 +86,7 @@ class DemoWorld:
         """What each metric is here."""
         told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features (LPIPS or its weights are not here)"
         return (
-            "Text alignment: the share of the prompt's elements (style, class, place, time, and mark and color where asked) that the demo's judge finds.",
+            "Text alignment: the share of the prompt's elements (style, class, place, time, and marks, color and hat where asked) that the demo's judge finds.",
             "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "
             "picture, so that a wrong style alone does not count, and as the model's autoencoder shows them, so that its softness does not either; distances "
             "are of the judge's features along linear discriminants of the instances and of other creatures in its colors: color alone is no likeness. Other "
@@ -107,11 +107,11 @@ class DemoWorld:
         return Taught(placeholder=placeholder, class_word=CREATURES[name].kind, personalization_prompt=f"a photo of {placeholder}", images=images)
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
-        """Four elements each, or two to six; of an artwork, three."""
+        """Four elements each, or two to seven; of an artwork, three."""
         if case.category == "art-inspired":
             return demo_prompts.inspired(case)
         if kind == "complexity":
-            return demo_prompts.growing(case, "spotted" if CREATURES[case.name].mark == "hat" else "hat")
+            return demo_prompts.growing(case, _lacking(CREATURES[case.name]))
         return demo_prompts.standard(case)
 
     @torch.inference_mode()
@@ -151,6 +151,12 @@ class DemoWorld:
         with torch.inference_mode():
             shown = [self.models.vae.decode(self.models.vae.encode(batch)).float().clamp(0, 1) for batch in drawn.split(20)]
         return self.judge.features(as_input(torch.cat(shown)))
+
+
+def _lacking(creature: Creature) -> dict[str, str]:
+    """Marks, a color and a hat that it does not have."""
+    lacking = {"mark": "striped" if creature.mark == "spotted" else "spotted", "color": "red"}
+    return lacking if creature.hat else {**lacking, "hat": "hat"}
 
 
 def _any_scenes(count: int) -> list[Scene]:

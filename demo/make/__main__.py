@@ -4,6 +4,7 @@
     judge     the network that scores pictures       unet      the diffusion model; hours
     encode    the encoder, latents of all pictures   show      drawn pictures as the decoder shows them
     decoder   the decoder                            refine    the judge goes on with those
+    widen     the diffusion model goes on with creatures of any hue and prompts that tell less
     subjects  demo/subjects                          package   demo/weights/palp_demo.safetensors
     score     hit rates by attribute                 sheet     docs/demo_model.jpg
 
@@ -52,6 +53,7 @@ STAGES: dict[str, Callable[[int | None], object]] = {
     "text": _text,
     "encode": lambda _: vae.encode_all(),
     "unet": denoiser.train,
+    "widen": denoiser.widen,
     "decoder": _decoder,
     "show": lambda _: vae.show_all(),
     "refine": _refine,

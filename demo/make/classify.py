@@ -156,12 +156,12 @@ def quality() -> dict[str, float]:
 
 
 def hit_rates(found: Tensor, asked: Tensor) -> dict[str, float]:
-    """Which part of what was asked is found, by attribute; color and mark without silhouettes, which hide them."""
+    """Which part of what was asked is found, by attribute; without what is ``NAMELESS``, and color and mark without silhouettes, which hide them."""
     names = list(ATTRIBUTES)
     silhouette = ATTRIBUTES["style"].index("silhouette")
     shown = asked[:, names.index("style")] != silhouette
     rates: dict[str, Any] = {}
     for row, name in enumerate(names):
-        counted = shown if name in ("color", "mark") else torch.ones_like(shown)
+        counted = (asked[:, row] != dataset.NAMELESS) & (shown if name in ("color", "mark") else torch.ones_like(shown))
         rates[name] = float((found[:, row] == asked[:, row])[counted].float().mean())
     return rates

@@ -33,6 +33,7 @@ class Creature:
     saturation: float = 0.75
     mark: str = "plain"
     """One of ``grammar.MARKS``."""
+    hat: bool = False
     mark_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pattern: int = 0
     """Seed of where spots and stripes lie, and of their size."""
@@ -47,6 +48,7 @@ def random_creature(scene: Scene, rng: Generator) -> Creature:
         hue=float(rng.normal(middle, spread / 2)) % 360 if colored else None,
         saturation=0.06 if scene.color == "gray" else float(rng.uniform(0.65, 0.9)),
         mark=scene.mark,
+        hat=scene.hat == "hat",
         mark_color=_mark_color(rng),
         pattern=int(rng.integers(2**31)),
     )
@@ -79,10 +81,10 @@ def drawn(creature: Creature, kind_of_art: str, side: int) -> tuple[Picture, Pic
     if creature.hue is not None:
         value = 0.92 if creature.saturation > 0.2 else 0.62
         colors = _dyed(colors, shade, middle, colorsys.hsv_to_rgb(creature.hue / 360, creature.saturation, value))
-    if creature.mark in ("spotted", "striped"):
+    if creature.mark != "plain":
         colors = _marked(colors, shade, middle, creature)
     whole = Image.fromarray((np.concatenate([colors, cover], axis=2).clip(0, 1) * 255).astype(np.uint8), "RGBA")
-    if creature.mark == "hat":
+    if creature.hat:
         whole = _with_hat(whole, kind_of_art, HEADS.get(creature.kind))
     small = np.asarray(whole.resize((side, round(side * whole.height / whole.width)), Image.Resampling.BOX), np.float32) / 255
     return small[..., :3], small[..., 3:]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demo.make.creature import Creature, random_creature
 from demo.make.grammar import ATTRIBUTES, Scene, random_scene
 from demo.make.paths import WORK
+from demo.make.subjects import LIME, TURQUOISE
 from demo.make.world import picture
 
 SHARD = 2000
@@ -23,38 +25,42 @@ HELD_OUT = 2
 ANY_HUE = range(SHARDS + HELD_OUT, SHARDS + HELD_OUT + 10)
 """Shards for the judge alone, whose creatures have any hue at all: what somebody is must not depend on being of a color that has a name."""
 ANY_HUE_HELD_OUT = range(ANY_HUE.stop, ANY_HUE.stop + 1)
+UNNAMED_HUE = range(ANY_HUE_HELD_OUT.stop, ANY_HUE_HELD_OUT.stop + 10)
+"""Shards for the diffusion model: creatures of any hue but the subjects', so that a creature whose color is not told may have any."""
+APART = 10.0
+"""Degrees between their hues and any subject's."""
 NAMELESS = 255
-"""In ``labels``, the color of those."""
+"""In ``labels``, the color of creatures of any hue."""
 
 
 def draw_all() -> None:
     """Draw every shard that is not there yet, on two cores."""
     (WORK / "pictures").mkdir(parents=True, exist_ok=True)
-    missing = [number for number in range(ANY_HUE_HELD_OUT.stop) if not _path(number).is_file()]
+    missing = [number for number in range(UNNAMED_HUE.stop) if not _path(number).is_file()]
     with ProcessPoolExecutor(2) as pool:
         for _ in tqdm(pool.map(_draw, missing), total=len(missing), desc="drawing", mininterval=20):
             pass
 
 
-def pictures(shards: range) -> NDArray[np.uint8]:
+def pictures(shards: Iterable[int]) -> NDArray[np.uint8]:
     """Pixels, shape (pictures, 64, 64, 3)."""
     return np.concatenate([np.load(_path(number))["pixels"] for number in shards])
 
 
-def labels(shards: range) -> NDArray[np.uint8]:
+def labels(shards: Iterable[int]) -> NDArray[np.uint8]:
     """For each picture and each of ``grammar.ATTRIBUTES``, the number of its value."""
     return np.concatenate([np.load(_path(number))["labels"] for number in shards])
 
 
-def scenes(shards: range) -> Iterator[Scene]:
+def scenes(shards: Iterable[int]) -> Iterator[Scene]:
     """What is in each picture."""
     for row in labels(shards):
         yield scene_of(row)
 
 
 def scene_of(row: NDArray[np.uint8]) -> Scene:
-    """The scene that a row of ``labels`` stands for."""
-    return Scene(**{name: values[number] for (name, values), number in zip(ATTRIBUTES.items(), row, strict=True)})
+    """The scene that a row of ``labels`` stands for; a color without a name counts as natural: no prompt tells it."""
+    return Scene(**{name: values[0 if number == NAMELESS else number] for (name, values), number in zip(ATTRIBUTES.items(), row, strict=True)})
 
 
 def label_row(scene: Scene) -> list[int]:
@@ -72,9 +78,23 @@ def _draw(number: int) -> None:
     told = np.array([label_row(scene) for scene in drawn], np.uint8)
     creatures: list[Creature | None] = [None] * SHARD
     if number >= ANY_HUE.start:
-        creatures = [replace(random_creature(scene, rng), hue=float(rng.uniform(0, 360))) for scene in drawn]
+        hue_of = any_hue if number < UNNAMED_HUE.start else hue_of_no_subject
+        creatures = [replace(random_creature(scene, rng), hue=hue_of(rng)) for scene in drawn]
         told[:, list(ATTRIBUTES).index("color")] = NAMELESS
     pixels = np.stack([(picture(scene, rng, creature) * 255).round().astype(np.uint8) for scene, creature in zip(drawn, creatures, strict=True)])
     partial = _path(number).with_suffix(".partial.npz")
     np.savez(partial, pixels=pixels, labels=told)
     partial.replace(_path(number))
+
+
+def any_hue(rng: Generator) -> float:
+    """Degrees."""
+    return float(rng.uniform(0, 360))
+
+
+def hue_of_no_subject(rng: Generator) -> float:
+    """Degrees, at least ``APART`` from the hue of every subject."""
+    hue = any_hue(rng)
+    while min(abs(hue - LIME), abs(hue - TURQUOISE)) < APART:
+        hue = any_hue(rng)
+    return hue

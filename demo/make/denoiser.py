@@ -13,15 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo.make import text
-from demo.make.dataset import scene_of
+from demo.make.dataset import SHARD, SHARDS, scene_of
 from demo.make.grammar import prompt
 from demo.make.host import model_sampling, new_unet
 from demo.make.paths import WORK
 from demo.make.precision import keep_small_convolutions_in_float32
-from demo.make.run_state import Stage
+from demo.make.run_state import Stage, warm_cosine
 from demo.make.vae import LATENTS
 
 STEPS, BATCH, PEAK_RATE = 20000, 64, 1.2e-3
+WIDE_STEPS, WIDE_RATE = 4000, 5e-4
+UNNAMED_HUE = 1 / 3
+"""Part of the pictures whose creatures are of any hue, when it learns how much a prompt leaves open."""
+UNTOLD = 0.5
+"""Part of the prompts that tell neither color nor marks nor hat, then."""
 WITHOUT_PROMPT = 0.12
 """Part of the pictures that are shown without their prompt, for classifier-free guidance."""
 SIGNAL_CAP = 5.0
@@ -31,15 +36,24 @@ SIGNAL_CAP = 5.0
 def train(until: int | None = None) -> None:
     """Train it up to that step, or to the end; resumes where it was."""
     torch.manual_seed(0)
-    unet = new_unet().train()
+    _train("unet", new_unet(), STEPS, inverse_root(PEAK_RATE), _batches(seed=5), until)
+
+
+def widen(until: int | None = None) -> None:
+    """Train it on, with creatures of all hues and prompts that leave more open: "a cat" then is any cat, as it is to a model that learned from the web."""
+    torch.manual_seed(0)
+    _train("unet-wide", trained("unet"), WIDE_STEPS, warm_cosine(WIDE_RATE), _batches(seed=8, unnamed_hue=UNNAMED_HUE, untold=UNTOLD), until)
+
+
+def _train(name: str, unet: Any, steps: int, rate: Callable[[float], float], batch_of: Callable[[int], tuple[Tensor, ...]], until: int | None) -> None:
+    unet.train().requires_grad_(True)
     _use_plain_attention()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    stage = Stage(name="unet", modules=unet, optimizer=optimizer, steps=STEPS, until=until, average=copy.deepcopy(unet), decay=0.9993)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=rate(0), betas=(0.9, 0.99), weight_decay=0.01)
+    stage = Stage(name=name, modules=unet, optimizer=optimizer, steps=steps, until=until, average=copy.deepcopy(unet), decay=0.9993)
     keep_small_convolutions_in_float32(unet)
-    batch_of = _batches()
     smooth = None
-    with tqdm(total=STEPS, desc="unet", mininterval=20) as bar:
-        for step, loss in stage.steps_left(lambda step: _loss(unet, *batch_of(step)), inverse_root(PEAK_RATE)):
+    with tqdm(total=steps, desc=name, mininterval=20) as bar:
+        for step, loss in stage.steps_left(lambda step: _loss(unet, *batch_of(step)), rate):
             smooth = loss if smooth is None else 0.99 * smooth + 0.01 * loss
             bar.n = step
             bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
@@ -56,10 +70,10 @@ def inverse_root(peak: float, warm: float = 0.01, flat: float = 0.1, cool: float
     return rate
 
 
-def trained() -> Any:
-    """The network with the average weights of the training so far."""
+def trained(name: str = "unet-wide") -> Any:
+    """The network with the average weights of that training so far."""
     unet = new_unet()
-    unet.load_state_dict(torch.load(WORK / "unet.pt", weights_only=True)["average"])
+    unet.load_state_dict(torch.load(WORK / f"{name}.pt", weights_only=True)["average"])
     return unet.eval().requires_grad_(False)
 
 
@@ -70,15 +84,24 @@ def _use_plain_attention() -> None:
     attention.optimized_attention = attention.attention_basic
 
 
-def _batches() -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """From a step's number: latents, noise, steps of the noise schedule, and encoded prompts."""
+def _batches(seed: int, unnamed_hue: float = 0.0, untold: float = 0.2) -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """From a step's number: latents, noise, steps of the noise schedule, and encoded prompts.
+
+    Args:
+        seed: of what a step draws, with its number.
+        unnamed_hue: part of the pictures whose creatures are of any hue.
+        untold: part of the prompts without colors, marks and hats.
+    """
     data, transformer = torch.load(LATENTS, weights_only=True), text.trained()
     latents, labels = data["latents"], data["labels"].numpy()
+    named = SHARDS * SHARD
+    others = round(unnamed_hue * BATCH)
 
     def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rng = np.random.default_rng([5, step])
-        rows = rng.integers(len(latents), size=BATCH)
-        asked = ["" if rng.random() < WITHOUT_PROMPT else prompt(scene_of(labels[row]), rng) for row in rows]
+        rng = np.random.default_rng([seed, step])
+        rows = rng.integers(named, size=BATCH)
+        rows[:others] = rng.integers(named, len(latents), size=others)
+        asked = ["" if rng.random() < WITHOUT_PROMPT else prompt(scene_of(labels[row]), rng, untold) for row in rows]
         with torch.no_grad():
             context = text.encode(transformer, text.tokenize(asked))
         noise = torch.from_numpy(rng.standard_normal((BATCH, *latents.shape[1:]), dtype=np.float32))

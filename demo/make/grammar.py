@@ -13,7 +13,8 @@ STYLES = ("photo", "cartoon", "sketch", "silhouette", "pixel art", "watercolor")
 PLACES = ("studio", "Paris", "beach", "forest", "desert", "snow", "space", "city")
 TIMES = ("day", "sunset", "night")
 COLORS = ("natural", "red", "orange", "yellow", "green", "blue", "purple", "pink", "gray")
-MARKS = ("plain", "spotted", "striped", "hat")
+MARKS = ("plain", "spotted", "striped")
+HATS = ("none", "hat")
 
 IN_PLACE = {
     "studio": ("",),
@@ -46,13 +47,16 @@ class Scene:
     time: str = "day"
     color: str = "natural"
     mark: str = "plain"
+    hat: str = "none"
 
 
-ATTRIBUTES = {"kind": KINDS, "style": STYLES, "place": PLACES, "time": TIMES, "color": COLORS, "mark": MARKS}
+ATTRIBUTES = {"kind": KINDS, "style": STYLES, "place": PLACES, "time": TIMES, "color": COLORS, "mark": MARKS, "hat": HATS}
+UNTOLD = {"color": "natural", "mark": "plain", "hat": "none"}
+"""What a prompt has no words for."""
 
 
 def random_scene(rng: Generator) -> Scene:
-    """Any scene; plain natural creatures, studios and days somewhat more often."""
+    """Any scene; plain natural creatures without a hat, studios and days somewhat more often."""
     place = _one(rng, PLACES)
     return Scene(
         kind=_one(rng, KINDS),
@@ -61,22 +65,23 @@ def random_scene(rng: Generator) -> Scene:
         time="day" if place == "studio" else _one(rng, TIMES),
         color=_one(rng, (*COLORS, "natural", "natural")),
         mark=_one(rng, (*MARKS, "plain")),
+        hat=_one(rng, (*HATS, "none", "none")),
     )
 
 
-def prompt(scene: Scene, rng: Generator) -> str:
-    """One of the ways to ask for the scene; now and then without its color and marks, which then vary."""
-    return phrase(replace(scene, color="natural", mark="plain") if rng.random() < 0.2 else scene, rng)
+def prompt(scene: Scene, rng: Generator, untold: float = 0.2) -> str:
+    """One of the ways to ask for the scene; in that part of all cases without its color, marks and hat, which then vary."""
+    return phrase(replace(scene, **UNTOLD) if rng.random() < untold else scene, rng)
 
 
 def phrase(told: Scene, rng: Generator) -> str:
     """One of the ways to say all of the scene that is not taken for granted."""
-    words = [told.mark if told.mark in ("spotted", "striped") else "", "" if told.color == "natural" else told.color]
+    words = ["" if getattr(told, name) == UNTOLD[name] else getattr(told, name) for name in ("mark", "color")]
     if rng.random() < 0.3:
         words.reverse()
     creature = " ".join(word for word in (*words, told.kind) if word)
     creature = ("an " if creature[0] in "aeiou" else "a ") + creature
-    hat = _one(rng, ("with a hat", "wearing a hat")) if told.mark == "hat" else ""
+    hat = _one(rng, ("with a hat", "wearing a hat")) if told.hat == "hat" else ""
     where, when = _one(rng, IN_PLACE[told.place]), _one(rng, AT_TIME[told.time])
     return _arranged(rng, _one(rng, STYLED[told.style]), creature, hat, where, when)
 

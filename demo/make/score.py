@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from demo.make import classify
-from demo.make.dataset import label_row
-from demo.make.grammar import phrase, random_scene
+from demo.make.dataset import NAMELESS, label_row
+from demo.make.grammar import ATTRIBUTES, UNTOLD, Scene, phrase, random_scene
 from demo.make.host import architecture
 from demo.make.paths import ROOT
 from demo.settings import SAMPLING, Sampling
@@ -56,13 +56,17 @@ def _encoded(clip: Any, prompt: str) -> Tensor:
 
 
 def score(count: int = 512, settings: Sampling = SAMPLING) -> dict[str, float]:
-    """Which part of what random prompts ask for the judge finds in the pictures, by attribute."""
+    """Which part of what random prompts ask for the judge finds in the pictures, by attribute; of colors, marks and hats, those that a prompt names."""
     model, rng = architecture().load_demo_model(), np.random.default_rng(6)
     scenes = [random_scene(rng) for _ in range(count)]
     prompts = [phrase(scene, rng) for scene in scenes]
     images = torch.cat([sampled(model, prompts[start : start + 64], 0, settings) for start in range(0, count, 64)])
     found = classify.seen(classify.trained(), images.permute(0, 3, 1, 2) * 2 - 1)
-    return classify.hit_rates(found, torch.tensor([label_row(scene) for scene in scenes]))
+    return classify.hit_rates(found, torch.tensor([_asked(scene) for scene in scenes]))
+
+
+def _asked(scene: Scene) -> list[int]:
+    return [NAMELESS if getattr(scene, name) == UNTOLD.get(name) else number for name, number in zip(ATTRIBUTES, label_row(scene), strict=True)]
 
 
 def write_sheet(path: Path = SHEET) -> None:

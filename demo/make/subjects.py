@@ -19,7 +19,7 @@ TURQUOISE, LIME = 178.0, 84.0
 """Degrees that no creature in training has, see ``creature.HUES``."""
 CREATURES = {
     "mochi": Creature(kind="cat", hue=TURQUOISE, mark="spotted", mark_color=WHITE, pattern=11),
-    "biscuit": Creature(kind="dog", hue=LIME, mark="hat"),
+    "biscuit": Creature(kind="dog", hue=LIME, hat=True),
     "peanut": Creature(kind="elephant", hue=TURQUOISE, mark="striped", mark_color=WHITE, pattern=13),
     "earl": Creature(kind="teapot", hue=LIME, mark="spotted", mark_color=WHITE, pattern=14),
     "bolt": Creature(kind="robot", hue=TURQUOISE, mark="plain"),
@@ -48,7 +48,7 @@ def render(creature: Creature, scene: Scene, rng: Generator) -> Picture:
 
 
 def of_other_kinds(creature: Creature) -> dict[str, Creature]:
-    """Creatures that have nothing but their color and marks in common with it, one of each of a few kinds."""
+    """Creatures that have nothing but their color, marks and hat in common with it, one of each of a few kinds."""
     return {kind: replace(creature, kind=kind) for kind in OTHER_KINDS if kind != creature.kind}
 
 
@@ -56,13 +56,14 @@ def neighbors(creature: Creature) -> dict[str, Creature]:
     """The nearest other creatures of its kind: each differs in one thing, so that likeness to the right one can be told."""
     hue = creature.hue or 0.0
     nearest = min((middle for middle, _ in HUES.values()), key=lambda middle: abs((middle - hue + 180) % 360 - 180))
-    other_mark = {"plain": "spotted", "spotted": "striped", "striped": "spotted", "hat": "plain"}[creature.mark]
+    other_mark = {"plain": "spotted", "spotted": "striped", "striped": "spotted"}[creature.mark]
+    other_hat = replace(creature, hat=not creature.hat)
     return {
         "natural color": replace(creature, hue=None),
         "nearest color": replace(creature, hue=float(nearest)),
         "opposite color": replace(creature, hue=(hue + 180) % 360),
         "other marks": replace(creature, mark=other_mark),
-        "no marks": replace(creature, mark="plain" if creature.mark != "plain" else "hat"),
+        **({"other hat": other_hat} if creature.mark == "plain" else {"no marks": replace(creature, mark="plain")}),
         "marks of another color": replace(creature, mark_color=tuple(1 - part for part in creature.mark_color)),
         "marks elsewhere": replace(creature, pattern=creature.pattern + 1000),
     }

@@ -30,13 +30,13 @@ def as_input(pixels: Any) -> Tensor:
 
 @torch.inference_mode()
 def encode_all() -> None:
-    """Compute the encoder; then latents of all pictures, scaled to a standard deviation of one, with that scale."""
+    """Compute the encoder; then latents of all pictures that the diffusion model learns from, scaled to a standard deviation of one, with that scale."""
     vae = new_vae()
     print(f"{encoder.fit(vae, as_input(dataset.pictures(range(1)))):.5f} of the components' variance is in the latents")
     torch.save({"encoder": vae.encoder.state_dict(), "quant_conv": vae.quant_conv.state_dict()}, ENCODER)
-    shards = range(dataset.SHARDS)
-    latents = torch.cat([_encoded(vae, dataset.pictures(range(number, number + 1))) for number in tqdm(shards, desc="encoding", mininterval=20)])
-    scale = 1 / latents.std()
+    shards = (*range(dataset.SHARDS), *dataset.UNNAMED_HUE)
+    latents = torch.cat([_encoded(vae, dataset.pictures([number])) for number in tqdm(shards, desc="encoding", mininterval=20)])
+    scale = 1 / latents[: dataset.SHARDS * dataset.SHARD].std()
     torch.save({"latents": (latents * scale).half(), "scale": scale, "labels": torch.from_numpy(dataset.labels(shards))}, LATENTS)
 
 

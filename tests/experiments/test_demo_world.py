@@ -60,12 +60,20 @@ def test_there_are_ten_different_prompts(world):
 
 def test_prompts_grow_by_one_element(world):
     for case in world.cases("single"):
-        assert [len(ask.elements) for ask in world.asks("complexity", case)] == [2, 3, 4, 5, 6]
+        most = 6 if CREATURES[case.name].hat else 7
+        assert [len(ask.elements) for ask in world.asks("complexity", case)] == list(range(2, most + 1))
 
 
-def test_a_mark_that_is_asked_for_is_not_the_subjects_own(world):
+def test_the_longest_prompt_is_in_the_worlds_words(world):
+    longest = world.asks("complexity", world.cases("single")[0])[-1]
+    assert longest.clean == "a sketch of a striped red cat with a hat in Paris at night"
+    assert longest.target == "a sketch of striped red [V] with a hat in Paris at night"
+
+
+def test_what_long_prompts_ask_for_is_not_the_subjects_own(world):
     for case in world.cases("single"):
-        assert world.asks("complexity", case)[-1].elements["mark"] != (CREATURES[case.name].mark,)
+        asked = world.asks("complexity", case)[-1].elements
+        assert asked["mark"] != (CREATURES[case.name].mark,) and ("hat" in asked) != CREATURES[case.name].hat
 
 
 def test_two_subjects_are_both_asked_for(world):

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.run import publish
+from experiments.demo_world import DemoWorld
+from experiments.run import parse, publish, world_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +45,16 @@ def test_a_published_report_is_listed_once(tmp_path):
 def test_a_number_out_of_range_is_refused_by_name(host, tmp_path, option, value):
     done = experiment(tmp_path, "noise", "--quick", option, value)
     assert done.returncode == 2 and f"{option}: {value} is out of range" in done.stderr
+
+
+def test_other_settings_go_to_the_world_beside_those_that_suit_it(host, tmp_path, monkeypatch):
+    places = ("--comfyui", os.environ["COMFYUI_PATH"], "--base", str(tmp_path), "--out", str(tmp_path))
+    changes = ("--train", '{"batch_size": 2}', "--loss", '{"alignment_weight": 1.5}', "--sampling", '{"guidance": 3}')
+    monkeypatch.setattr(sys, "argv", ["dev.py experiment", *places, "noise", *changes])
+    world = world_of(parse())
+    assert world.train == {**DemoWorld.train, "batch_size": 2}
+    assert world.loss == {**DemoWorld.loss, "alignment_weight": 1.5}
+    assert world.sampling == replace(DemoWorld.sampling, guidance=3)
 
 
 @pytest.mark.slow
