@@ -145,7 +145,7 @@ class DemoWorld:
 
     def _features(self, creature: Creature, scenes: Sequence[Scene], seed: int) -> Tensor:
         """What the judge sees of drawings; by the same seed all instances stand alike."""
-        _place_sprites()
+        place_sprites()
         rng = np.random.default_rng(seed)
         drawn = torch.from_numpy(np.stack([render(creature, scene, rng) for scene in scenes])).float()
         with torch.inference_mode():
@@ -169,7 +169,7 @@ def _any_scenes(count: int) -> list[Scene]:
 
 
 @cache
-def _place_sprites() -> None:
+def place_sprites() -> None:
     """Put the subjects' art where the maker looks for it: the maker would fetch all of its packages."""
     for sprite in SPRITES.glob("*.png"):
         if not (WORK / "sprites" / sprite.name).is_file():
@@ -178,7 +178,7 @@ def _place_sprites() -> None:
 
 def _artwork() -> Taught:
     """Three sheets by one hand: boats on a beach at sunset, in watercolor."""
-    _place_sprites()
+    place_sprites()
     rng = np.random.default_rng(9)
     sheets = tuple(torch.from_numpy(render(Creature(kind=ARTWORK.kind), ARTWORK, rng)) for _ in range(3))
     return Taught(placeholder="[V2]", class_word="watercolor", personalization_prompt="a watercolor of [V2]", images=sheets)

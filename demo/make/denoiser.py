@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from demo.make import text
 from demo.make.dataset import SHARD, SHARDS, scene_of
-from demo.make.grammar import prompt
+from demo.make.grammar import NOW_AND_THEN, prompt
 from demo.make.host import model_sampling, new_unet
 from demo.make.paths import WORK
 from demo.make.precision import keep_small_convolutions_in_float32
@@ -23,9 +23,9 @@ from demo.make.vae import LATENTS
 
 STEPS, BATCH, PEAK_RATE = 20000, 64, 1.2e-3
 WIDE_STEPS, WIDE_RATE = 4000, 5e-4
-UNNAMED_HUE = 1 / 3
+WIDE_UNNAMED_HUE = 1 / 3
 """Part of the pictures whose creatures are of any hue, when it learns how much a prompt leaves open."""
-UNTOLD = 0.5
+WIDE_UNTOLD = 0.5
 """Part of the prompts that tell neither color nor marks nor hat, then."""
 WITHOUT_PROMPT = 0.12
 """Part of the pictures that are shown without their prompt, for classifier-free guidance."""
@@ -42,7 +42,7 @@ def train(until: int | None = None) -> None:
 def widen(until: int | None = None) -> None:
     """Train it on, with creatures of all hues and prompts that leave more open: "a cat" then is any cat, as it is to a model that learned from the web."""
     torch.manual_seed(0)
-    _train("unet-wide", trained("unet"), WIDE_STEPS, warm_cosine(WIDE_RATE), _batches(seed=8, unnamed_hue=UNNAMED_HUE, untold=UNTOLD), until)
+    _train("unet-wide", trained("unet"), WIDE_STEPS, warm_cosine(WIDE_RATE), _batches(seed=8, unnamed_hue=WIDE_UNNAMED_HUE, untold=WIDE_UNTOLD), until)
 
 
 def _train(name: str, unet: Any, steps: int, rate: Callable[[float], float], batch_of: Callable[[int], tuple[Tensor, ...]], until: int | None) -> None:
@@ -84,7 +84,7 @@ def _use_plain_attention() -> None:
     attention.optimized_attention = attention.attention_basic
 
 
-def _batches(seed: int, unnamed_hue: float = 0.0, untold: float = 0.2) -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _batches(seed: int, unnamed_hue: float = 0.0, untold: float = NOW_AND_THEN) -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
     """From a step's number: latents, noise, steps of the noise schedule, and encoded prompts.
 
     Args:

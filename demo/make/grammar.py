@@ -53,6 +53,8 @@ class Scene:
 ATTRIBUTES = {"kind": KINDS, "style": STYLES, "place": PLACES, "time": TIMES, "color": COLORS, "mark": MARKS, "hat": HATS}
 UNTOLD = {"color": "natural", "mark": "plain", "hat": "none"}
 """What a prompt has no words for."""
+NOW_AND_THEN = 0.2
+"""Part of the prompts without color, marks and hat."""
 
 
 def random_scene(rng: Generator) -> Scene:
@@ -69,7 +71,7 @@ def random_scene(rng: Generator) -> Scene:
     )
 
 
-def prompt(scene: Scene, rng: Generator, untold: float = 0.2) -> str:
+def prompt(scene: Scene, rng: Generator, untold: float = NOW_AND_THEN) -> str:
     """One of the ways to ask for the scene; in that part of all cases without its color, marks and hat, which then vary."""
     return phrase(replace(scene, **UNTOLD) if rng.random() < untold else scene, rng)
 

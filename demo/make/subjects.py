@@ -16,7 +16,7 @@ from demo.make.world import picture
 
 WHITE, DARK = (0.97, 0.97, 0.95), (0.16, 0.13, 0.15)
 TURQUOISE, LIME = 178.0, 84.0
-"""Degrees that no creature in training has, see ``creature.HUES``."""
+"""Degrees that the diffusion model sees no creature dyed in, see ``creature.HUES`` and ``dataset.UNNAMED_HUE``."""
 CREATURES = {
     "mochi": Creature(kind="cat", hue=TURQUOISE, mark="spotted", mark_color=WHITE, pattern=11),
     "biscuit": Creature(kind="dog", hue=LIME, hat=True),

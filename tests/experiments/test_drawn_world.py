@@ -7,7 +7,7 @@ from demo.make import dataset
 from demo.make.creature import Creature, drawn
 from demo.make.grammar import ATTRIBUTES, Scene, phrase, prompt, random_scene
 from demo.make.subjects import CREATURES, neighbors
-from experiments.demo_world import _place_sprites
+from experiments.demo_world import place_sprites
 
 SCENE = Scene(kind="cat", style="sketch", place="Paris", time="night", color="red", mark="striped", hat="hat")
 
@@ -56,7 +56,7 @@ def test_the_model_never_learns_a_subjects_hue():
 
 @pytest.mark.parametrize("change", [{"hat": True}, {"mark": "spotted"}, {"hue": 84.0}, {"mark": "striped", "hat": True}], ids=str)
 def test_what_makes_a_creature_particular_can_be_seen(change):
-    _place_sprites()
+    place_sprites()
     plain, other = (drawn(Creature(kind="cat", **each), "solid", 48)[0] for each in ({}, change))
     rows = min(len(plain), len(other))
     assert np.abs(plain[-rows:] - other[-rows:]).max() > 0.2
