@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TRAIN: Mapping[str, float | int] = {"learning_rate": 2e-4, "word_learning_rate": 4e-3, "batch_size": 4}
-"""Rates and batch for a network two hundred times smaller than SD 1.4. The word learns faster than the LoRA: what it knows of the subject does not
-reach the prediction without a prompt, from which guidance starts."""
-LOSS: Mapping[str, Any] = {"alignment_scale": 2.0, "personalization_scale": 1.0, "alignment_weight": 4.0}
-"""Appendix C's guidance scales over 7.5, at the same ratio. In this small model a prompt moves the predicted noise by half of the noise itself: with 15 and 7.5
-the score is ten times the reconstruction's error, and what in it holds the prediction without a prompt in its place is lost beside the rest."""
+TRAIN: Mapping[str, float | int] = {"learning_rate": 2e-4, "word_vectors": 3, "word_learning_rate": 4e-3, "batch_size": 4}
+"""Rates and batch for a network two hundred times smaller than SD 1.4. One vector of its text encoder holds one property, such as "lime" or "striped", and a
+subject has up to three. The word learns faster than the LoRA: what it knows does not reach the prediction without a prompt, from which guidance starts."""
+LOSS: Mapping[str, Any] = {"alignment_scale": 5.0, "personalization_scale": 5.0, "alignment_weight": 0.4}
+"""Both guidance scales are the sampler's, as Appendix C's 7.5 is SD's: what the score compares is then what will be sampled. In this small model a prompt moves
+the predicted noise by half of the noise itself, so that the score is several times as large as the reconstruction's error; the weight makes up for that."""
 
 
 @dataclass(frozen=True, kw_only=True)

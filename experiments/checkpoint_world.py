@@ -114,6 +114,14 @@ class CheckpointWorld:
         lines = self._given.prompts.read_text(encoding="utf-8").splitlines()
         return [_ask(line, self._given.class_word) for line in lines if line.strip()]
 
+    def draw(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
+        """Nobody can.
+
+        Raises:
+            NotImplementedError: always: a world without a scale has no true pictures.
+        """
+        raise NotImplementedError(f"There are no true pictures of {case.name}.")
+
     @torch.inference_mode()
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
         """CLIP-T of the prompt and of each element, CLIP-I, diversity: what can be told with what was given."""

@@ -114,6 +114,11 @@ class DemoWorld:
             return demo_prompts.growing(case, _lacking(CREATURES[case.name]))
         return demo_prompts.standard(case)
 
+    def draw(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
+        """As the model's autoencoder shows them."""
+        scene = Scene(kind="", **{name: ask.elements[name][0] for name in ("style", "place", "time")})
+        return self.shown(CREATURES[case.name], [scene] * count, seed)
+
     @torch.inference_mode()
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
         """The prompt's elements by the judge, the likeness to every subject of the case, and diversity."""
@@ -144,13 +149,20 @@ class DemoWorld:
         return discriminants({other: self._features(each, _any_scenes(DRAWN), seed=7) for other, each in instances.items()})
 
     def _features(self, creature: Creature, scenes: Sequence[Scene], seed: int) -> Tensor:
-        """What the judge sees of drawings; by the same seed all instances stand alike."""
+        """What the judge sees of drawings."""
+        return self.judge.features(as_input(self.shown(creature, scenes, seed)))
+
+    @torch.inference_mode()
+    def shown(self, creature: Creature, scenes: Sequence[Scene], seed: int) -> Tensor:
+        """A drawing of the creature in each scene as the model's autoencoder shows it; by the same seed all creatures stand alike.
+
+        Returns:
+            Shape (N, 64, 64, 3), values in [0, 1]: what a perfect personalization would make of the scenes' prompts.
+        """
         place_sprites()
         rng = np.random.default_rng(seed)
         drawn = torch.from_numpy(np.stack([render(creature, scene, rng) for scene in scenes])).float()
-        with torch.inference_mode():
-            shown = [self.models.vae.decode(self.models.vae.encode(batch)).float().clamp(0, 1) for batch in drawn.split(20)]
-        return self.judge.features(as_input(torch.cat(shown)))
+        return torch.cat([self.models.vae.decode(self.models.vae.encode(batch)).float().clamp(0, 1) for batch in drawn.split(20)])
 
 
 def _lacking(creature: Creature) -> dict[str, str]:

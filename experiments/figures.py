@@ -17,6 +17,8 @@ from experiments.studies import FACTORS, scaled
 from experiments.world import DIVERSITY, IMAGE, TEXT
 
 HEADLINES = (TEXT, IMAGE, DIVERSITY)
+REFERENCES = {"base": "black", "drawn": "gray"}
+"""Colors of what was not trained."""
 
 
 def names(rows: Sequence[Row]) -> list[str]:
@@ -58,7 +60,7 @@ def _axes(x: str, y: str, width: float = 6.4) -> tuple[Figure, Any]:
 
 def _color(rows: Sequence[Row], condition: str) -> Any:
     colors = [*mpl.color_sequences["tab10"], *mpl.color_sequences["tab20b"]]
-    return "black" if condition == "base" else colors[names(rows).index(condition) % len(colors)]
+    return REFERENCES.get(condition) or colors[names(rows).index(condition) % len(colors)]
 
 
 def _steps(rows: Sequence[Row], condition: str) -> list[int]:
@@ -92,7 +94,7 @@ def _curves(rows: Sequence[Row], metric: str) -> Figure:
     for number, condition in enumerate(names(rows)):
         found = [(step, at) for step in _steps(rows, condition) if (at := _at(rows, condition, metric, step=step))]
         if found and found[0][0] == 0:
-            axes.axhline(found[0][1].mean, color="black", linestyle="--", linewidth=1, label=condition)
+            axes.axhline(found[0][1].mean, color=_color(rows, condition), linestyle="--", linewidth=1, label=condition)
         elif found:
             steps = [step + (number - len(names(rows)) / 2) * apart for step, _ in found]  # so that intervals do not hide each other
             _with_intervals(axes.errorbar, steps, [at for _, at in found], color=_color(rows, condition), label=condition, marker="o")

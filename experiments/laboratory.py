@@ -53,14 +53,19 @@ def _done(plan: Plan, cell: Cell, files: CellFiles) -> Iterator[object]:
 
 def _sample(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask, strip: Path) -> None:
     """The same noise for every condition: differences between them are the conditions' own."""
+    if cell.condition.pictures == "drawn":
+        write_pictures(strip, plan.world.draw(cell.case, ask, plan.study.samples, cell.seed))
+        return
     models = personalized(plan.world.models, files, step) if cell.condition.trained else plan.world.models
-    prompt = ask.target if cell.condition.trained else ask.clean
-    write_pictures(strip, sampled(models, prompt, plan.world.sampling, plan.study.samples, cell.seed))
+    write_pictures(strip, sampled(models, _prompt(cell, ask), plan.world.sampling, plan.study.samples, cell.seed))
 
 
 def _strip(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask) -> Path:
-    prompt = ask.target if cell.condition.trained else ask.clean
-    return files.pictures(step, ask.name, {**asdict(plan.world.sampling), "prompt": prompt, "count": plan.study.samples, "seed": cell.seed})
+    return files.pictures(step, ask.name, {**asdict(plan.world.sampling), "prompt": _prompt(cell, ask), "count": plan.study.samples, "seed": cell.seed})
+
+
+def _prompt(cell: Cell, ask: Ask) -> str:
+    return ask.target if cell.condition.trained else ask.clean
 
 
 def strips(plan: Plan, folder: Path) -> Iterator[tuple[Cell, int, Ask, Path]]:

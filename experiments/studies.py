@@ -5,7 +5,9 @@ from __future__ import annotations
 from experiments.study import Condition, Study
 
 UNRESCALED = {"rescale": False}
-BASE = Condition(name="base", trained=False)
+BASE = Condition(name="base", pictures="pre-trained")
+DRAWN = Condition(name="drawn", pictures="drawn")
+"""What a perfect personalization would make: how much of a prompt can be told in such pictures at all, and how much they differ."""
 NONE = Condition(name="none", loss={"method": "none"})
 SDS = Condition(name="sds", loss={"method": "sds", **UNRESCALED})
 NFSD = Condition(name="nfsd", loss={"method": "nfsd", **UNRESCALED})
@@ -30,7 +32,7 @@ _ALL = (
         name="ablation",
         title="Ablation",
         question="What does each part of the method do for the prompt and for the subject? The paper's Figure 6 and Table 2.",
-        conditions=(BASE, NONE, SDS, NFSD, INDEPENDENT_UNRESCALED, SAME_UNRESCALED, PALP),
+        conditions=(BASE, NONE, SDS, NFSD, INDEPENDENT_UNRESCALED, SAME_UNRESCALED, PALP, DRAWN),
         looks=(100, 200, 300, 400, 500),
         along="step",
     ),

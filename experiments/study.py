@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from experiments.world import Ask, Case, World
 
@@ -19,8 +20,13 @@ class Condition:
     """How many times what suits the world's model a field of LossConfig is."""
     train: Mapping[str, object] = field(default_factory=dict)
     """Fields of TrainConfig."""
-    trained: bool = True
-    """False: the pre-trained model under the clean prompt."""
+    pictures: Literal["trained", "pre-trained", "drawn"] = "trained"
+    """Whose they are: the personalized model's, the pre-trained model's under the clean prompt, or true ones of the subject, which only some worlds have."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is something to train."""
+        return self.pictures == "trained"
 
     @property
     def sees_prompt(self) -> bool:
@@ -100,6 +106,8 @@ class Plan:
         return [cell for seed, case in order for condition in self.study.conditions for cell in self._cells(condition, case, seed)]
 
     def _cells(self, condition: Condition, case: Case, seed: int) -> Sequence[Cell]:
+        if condition.pictures == "drawn" and not self.world.has_scale:
+            return []
         asks = self.asks(case)
         looks = self.study.looks if condition.trained else (0,)
         groups = [(ask,) for ask in asks] if condition.sees_prompt else [asks]

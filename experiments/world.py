@@ -88,7 +88,7 @@ class World(Protocol):
 
     @property
     def has_scale(self) -> bool:
-        """Whether a subject similarity of 1 is the subject itself and 0 the nearest other instance."""
+        """Whether it can draw the subject itself, and others: a subject similarity of 1 is then the subject and 0 the nearest other instance."""
         ...
 
     @property
@@ -102,6 +102,10 @@ class World(Protocol):
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
         """The prompts for a case, "standard" or "complexity"."""
+        ...
+
+    def draw(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
+        """True pictures of the subject in what the prompt asks for, shape (count, H, W, 3), values in [0, 1]; only of a world with a scale."""
         ...
 
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:

@@ -58,6 +58,10 @@ class SmallWorld:
         wanted = [{"color": ("red",)}, {"color": ("green",), "light": ("bright",)}]
         return [Ask(name=f"ask {n}", target=f"a sketch of {words} {n}", clean=f"a sketch of {classes} {n}", elements=each) for n, each in enumerate(wanted)]
 
+    def draw(self, case, ask, count, seed):
+        """All in the first color that is asked for."""
+        return plain(*[[float(ask.elements["color"][0] == color) for color in COLORS]] * count)
+
     def measure(self, case, ask, pictures):
         self.measured.append((case.name, ask.name))
         features = ColorJudge().features(as_input(pictures))

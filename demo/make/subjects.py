@@ -14,17 +14,19 @@ from demo.make.grammar import Scene
 from demo.make.paths import SUBJECTS
 from demo.make.world import picture
 
-WHITE, DARK = (0.97, 0.97, 0.95), (0.16, 0.13, 0.15)
+WHITE = (0.97, 0.97, 0.95)
 TURQUOISE, LIME = 178.0, 84.0
 """Degrees that the diffusion model sees no creature dyed in, see ``creature.HUES`` and ``dataset.UNNAMED_HUE``."""
 CREATURES = {
-    "mochi": Creature(kind="cat", hue=TURQUOISE, mark="spotted", mark_color=WHITE, pattern=11),
-    "biscuit": Creature(kind="dog", hue=LIME, hat=True),
-    "peanut": Creature(kind="elephant", hue=TURQUOISE, mark="striped", mark_color=WHITE, pattern=13),
-    "earl": Creature(kind="teapot", hue=LIME, mark="spotted", mark_color=WHITE, pattern=14),
-    "bolt": Creature(kind="robot", hue=TURQUOISE, mark="plain"),
-    "rolo": Creature(kind="car", hue=LIME, mark="spotted", mark_color=DARK, pattern=16),
+    "mochi": Creature(kind="cat", hue=TURQUOISE, pattern=11),
+    "biscuit": Creature(kind="dog", hue=LIME, mark="spotted", mark_color=WHITE, pattern=12, hat=True),
+    "peanut": Creature(kind="elephant", hue=TURQUOISE, hat=True),
+    "earl": Creature(kind="teapot", hue=LIME, mark="striped", mark_color=WHITE, pattern=14),
+    "bolt": Creature(kind="robot", hue=TURQUOISE),
+    "rolo": Creature(kind="car", hue=LIME, pattern=16),
 }
+"""Only creatures whose class can be told in any scene: of their drawings in the studies' prompts, as the autoencoder shows them, the judge sees it in 95 %.
+Of a white-spotted lime teapot in a watercolor, say, 8 x 8 latents leave too little; a model that drew it perfectly would seem to have forgotten the teapot."""
 OTHER_KINDS = ("cat", "dog", "elephant", "teapot", "robot", "car", "boat")
 BACKGROUNDS = ("studio", "studio", "forest", "beach", "snow")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments import demo_prompts
-from experiments.demo_world import CATEGORIES, CREATURES, DemoWorld, Scene, neighbors, of_other_kinds, render
-from experiments.judging import as_input
+from experiments.demo_world import ATTRIBUTES, CATEGORIES, CREATURES, DemoWorld, Scene, neighbors, of_other_kinds, render
+from experiments.judging import as_input, elements_found
 from experiments.world import DIVERSITY, IMAGE, TEXT
 
 MERGES = Path(__file__).resolve().parents[2] / "demo" / "weights" / "tokenizer" / "merges.txt"
@@ -120,6 +120,17 @@ def test_a_creature_of_another_kind_in_the_subjects_colors_is_not_like_it(pack):
     scene = Scene(kind="", style="cartoon", place="desert")
     alike = {kind: scale.likeness(trained._features(each, [scene] * 16, seed=5)).mean() for kind, each in {**of_other_kinds(itself), "cat": itself}.items()}
     assert alike.pop("cat") > 0.5 > 0 > max(alike.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CREATURES)
+def test_the_prompts_elements_can_be_told_in_true_pictures_of_the_subject(pack, name):
+    """By the judge that is part of the repository, as the autoencoder shows them: a perfect personalization would not seem to forget the prompt."""
+    trained = DemoWorld()
+    case = next(case for case in trained.cases("single") if case.name == name)
+    found = [elements_found(trained.judge, ATTRIBUTES, ask, trained.draw(case, ask, 8, seed=5)) for ask in trained.asks("standard", case)]
+    assert np.mean([each["kind"] for each in found]) >= 0.9
+    assert np.mean([each[TEXT] for each in found]) >= 0.97
 
 
 def test_notes_name_every_leading_metric(world):

@@ -13,6 +13,7 @@ from experiments.results import Row, by_unit
 from experiments.store import CellFiles, read_pictures, write_pictures, write_whole
 from experiments.studies import STUDIES
 from experiments.study import Plan
+from experiments.world import TEXT
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,11 @@ def test_every_condition_prompt_seed_and_look_is_measured(plan, folder):
     found = {(row.condition, row.ask, row.seed, row.step) for row in rows_of(plan, folder / "cells")}
     looks = {condition.name: (1, 2) if condition.trained else (0,) for condition in plan.study.conditions}
     assert found == {(name, "ask 0", seed, step) for name, steps in looks.items() for step in steps for seed in range(2)}
+
+
+def test_true_pictures_show_what_the_prompt_asks_for(plan, folder):
+    found = {row.value for row in rows_of(plan, folder / "cells") if row.condition == "drawn" and row.metric == TEXT}
+    assert found == {1.0}
 
 
 def test_every_training_has_its_cost(plan, folder):

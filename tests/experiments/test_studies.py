@@ -1,5 +1,7 @@
 """What a study does, before anything is trained."""
 
+from dataclasses import replace
+
 import pytest
 from small_world import SmallWorld
 
@@ -60,6 +62,11 @@ def test_what_does_not_see_the_prompt_is_trained_once_for_all_prompts():
 def test_alignment_is_trained_for_each_prompt():
     cells = [cell for cell in plan("noise").cells() if cell.condition.name == "palp"]
     assert len(cells) == 2 * 3 * 2 and all(len(cell.asks) == 1 for cell in cells)
+
+
+def test_a_world_that_cannot_draw_the_subject_has_no_true_pictures():
+    conditions = [{cell.condition.name for cell in replace(plan("ablation"), world=SmallWorld(has_scale=able)).cells()} for able in (True, False)]
+    assert conditions[0] - conditions[1] == {"drawn"}
 
 
 def test_the_base_model_is_looked_at_without_training():
