@@ -14,7 +14,7 @@ from pathlib import Path
 
 from demo.settings import Sampling
 from experiments.studies import STUDIES
-from experiments.study import Plan, Study, quick
+from experiments.study import Condition, Plan, Study, quick
 from experiments.world import World
 
 OWN = ("checkpoint", "images", "class_word", "prompts")
@@ -30,6 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--seeds", type=int, metavar="N", help="trainings of each kind, each with noise of its own")
     parser.add_argument("--subjects", type=_names, default=(), metavar="A,B", help="only these")
+    parser.add_argument("--conditions", type=_names, default=(), metavar="A,B", help="only these ways of training, for example base,none,palp")
     parser.add_argument("--steps", type=_numbers, metavar="N,M", help="look after these numbers of steps; the last is where training ends")
     parser.add_argument("--samples", type=int, metavar="N", help="pictures of each prompt")
     parser.add_argument("--pictures", type=int, metavar="N", help="of each of the demo model's subjects to learn from, of five; usually 1")
@@ -82,9 +83,22 @@ def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
     return options
 
 
+def conditions_of(study: Study, wanted: tuple[str, ...]) -> tuple[Condition, ...]:
+    """The study's conditions of these names, all where none is named.
+
+    Raises:
+        SystemExit: the study has none of such a name.
+    """
+    known = {condition.name: condition for condition in study.conditions}
+    if unknown := [name for name in wanted if name not in known]:
+        raise SystemExit(f"--conditions: {study.name} has {', '.join(known)}, not {', '.join(unknown)}.")
+    return tuple(known[name] for name in known if name in wanted or not wanted)
+
+
 def study_of(options: argparse.Namespace) -> Study:
     """The study with what the options change."""
     study = quick(STUDIES[options.name]) if options.quick else STUDIES[options.name]
+    study = replace(study, conditions=conditions_of(study, options.conditions))
     wanted = {"seeds": options.seeds, "looks": options.steps, "samples": options.samples, "prompts": options.prompt_count}
     return replace(study, **{name: value for name, value in wanted.items() if value is not None})
 

@@ -12,8 +12,8 @@ NONE = Condition(name="none", loss={"method": "none"})
 SDS = Condition(name="sds", loss={"method": "sds", **UNRESCALED})
 NFSD = Condition(name="nfsd", loss={"method": "nfsd", **UNRESCALED})
 PALP = Condition(name="palp")
-INDEPENDENT_UNRESCALED = Condition(name="palp independent noise, unrescaled", loss={"noise": "independent", **UNRESCALED})
-SAME_UNRESCALED = Condition(name="palp same noise, unrescaled", loss=UNRESCALED)
+INDEPENDENT_UNRESCALED = Condition(name="palp independent noise unrescaled", loss={"noise": "independent", **UNRESCALED})
+SAME_UNRESCALED = Condition(name="palp same noise unrescaled", loss=UNRESCALED)
 INDEPENDENT = Condition(name="palp independent noise", loss={"noise": "independent"})
 ALPHA, BETA = "alignment_scale", "personalization_scale"
 COMPOSED = Condition(name="palp", loss_factors={ALPHA: 7.5 / 15, BETA: 1 / 7.5})
@@ -24,7 +24,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 def scaled(alpha: float, beta: float) -> Condition:
     """PALP with that many times alpha and beta."""
-    return PALP if alpha == beta == 1 else Condition(name=f"alpha x {alpha:g}, beta x {beta:g}", loss_factors={ALPHA: alpha, BETA: beta})
+    return PALP if alpha == beta == 1 else Condition(name=f"alpha x {alpha:g} beta x {beta:g}", loss_factors={ALPHA: alpha, BETA: beta})
 
 
 _ALL = (

@@ -56,7 +56,7 @@ class PalpDemoSubject(io.ComfyNode):
             category="PALP",
             description="Loads pictures of a particular creature that PALP Demo Model has never seen, to personalize it with.",
             inputs=[
-                io.Combo.Input("name", options=subject_names(), default="mochi", tooltip="Which creature: the help page says what each is."),
+                io.Combo.Input("name", options=subject_names(), default="biscuit", tooltip="Which creature: the help page says what each is."),
                 io.Int.Input(
                     "pictures", default=PICTURES, min=1, max=PICTURES, tooltip="How many of its five pictures. From one, plain training overfits most."
                 ),

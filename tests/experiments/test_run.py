@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from experiments.demo_world import DemoWorld
-from experiments.run import parse, publish, world_of
+from experiments.run import conditions_of, parse, publish, world_of
+from experiments.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +40,22 @@ def test_a_published_report_is_listed_once(tmp_path):
         index = publish(report, tmp_path / "docs" / "results", "Noise")
     assert index.read_text().count("results/noise/report.md") == 1
     assert (tmp_path / "docs" / "results" / "noise" / "report.md").is_file()
+
+
+def test_only_the_conditions_that_are_named_are_studied():
+    named = conditions_of(STUDIES["ablation"], ("palp same noise unrescaled", "base"))
+    assert [condition.name for condition in named] == ["base", "palp same noise unrescaled"]
+    assert conditions_of(STUDIES["ablation"], ()) == STUDIES["ablation"].conditions
+
+
+def test_a_condition_that_the_study_does_not_have_is_refused_by_name():
+    with pytest.raises(SystemExit, match=r"--conditions: noise has base, none, .*, not sds"):
+        conditions_of(STUDIES["noise"], ("base", "sds"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_condition_can_be_named_on_the_command_line(name):
+    assert not any("," in condition.name for condition in STUDIES[name].conditions)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--pictures", "0"), ("--pictures", "6"), ("--jobs", "0")])
