@@ -25,7 +25,7 @@ CREATURES = {
     "bolt": Creature(kind="robot", hue=TURQUOISE),
     "rolo": Creature(kind="car", hue=LIME, pattern=16),
 }
-"""Only creatures whose class can be told in any scene: of their drawings in the studies' prompts, as the autoencoder shows them, the judge sees it in 95 %.
+"""Only creatures whose class can be told in any scene: the judge sees it in nine of ten drawings of the studies' prompts, as the autoencoder shows them.
 Of a white-spotted lime teapot in a watercolor, say, 8 x 8 latents leave too little; a model that drew it perfectly would seem to have forgotten the teapot."""
 OTHER_KINDS = ("cat", "dog", "elephant", "teapot", "robot", "car", "boat")
 BACKGROUNDS = ("studio", "studio", "forest", "beach", "snow")
