@@ -66,8 +66,8 @@ def test_prompts_grow_by_one_element(world):
 
 def test_the_longest_prompt_is_in_the_worlds_words(world):
     longest = world.asks("complexity", world.cases("single")[0])[-1]
-    assert longest.clean == "a sketch of a striped red cat with a hat in Paris at night"
-    assert longest.target == "a sketch of striped red [V] with a hat in Paris at night"
+    assert longest.clean == "a sketch of a spotted red cat with a hat in Paris at night"
+    assert longest.target == "a sketch of spotted red [V] with a hat in Paris at night"
 
 
 def test_what_long_prompts_ask_for_is_not_the_subjects_own(world):
