@@ -8,7 +8,7 @@ from typing import Any
 
 TRAIN: Mapping[str, float | int] = {"learning_rate": 2e-4, "word_vectors": 3, "word_learning_rate": 4e-3, "batch_size": 4}
 """Rates and batch for a network two hundred times smaller than SD 1.4. One vector of its text encoder holds one property, such as "lime" or "striped", and a
-subject has up to three. The word learns faster than the LoRA: what it knows does not reach the prediction without a prompt, from which guidance starts."""
+subject has several. The word learns faster than the LoRA: what it knows does not reach the prediction without a prompt, from which guidance starts."""
 LOSS: Mapping[str, Any] = {"alignment_scale": 5.0, "personalization_scale": 5.0, "alignment_weight": 1.0}
 """Both guidance scales are the sampler's, as Appendix C's beta of 7.5 is SD's: what the score compares is then what will be sampled. The weight is
 Eq. (6)'s."""

@@ -43,7 +43,8 @@ class Given:
 class CheckpointWorld:
     """One subject of the user's on a model of the user's."""
 
-    has_scale = False
+    truth = None
+    """Nobody can draw the user's subject."""
 
     def __init__(self, given: Given) -> None:
         """Load nothing yet."""
@@ -113,14 +114,6 @@ class CheckpointWorld:
         """The prompts of the file, all in order."""
         lines = self._given.prompts.read_text(encoding="utf-8").splitlines()
         return [_ask(line, self._given.class_word) for line in lines if line.strip()]
-
-    def draw(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
-        """Nobody can.
-
-        Raises:
-            NotImplementedError: always: a world without a scale has no true pictures.
-        """
-        raise NotImplementedError(f"There are no true pictures of {case.name}.")
 
     @torch.inference_mode()
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:

@@ -43,7 +43,6 @@ class DemoWorld:
 
     title = "the demo model (64 x 64 pixels, a drawn world)"
     sampling = SAMPLING
-    has_scale = True
     train: Mapping[str, object] = TRAIN
     loss: Mapping[str, object] = LOSS
     pictures = 1
@@ -114,8 +113,8 @@ class DemoWorld:
             return demo_prompts.growing(case, _lacking(CREATURES[case.name]))
         return demo_prompts.standard(case)
 
-    def draw(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
-        """As the model's autoencoder shows them."""
+    def truth(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
+        """True pictures of one subject as the model's autoencoder shows them, for a prompt of style, place and time."""
         scene = Scene(kind="", **{name: ask.elements[name][0] for name in ("style", "place", "time")})
         return self.shown(CREATURES[case.name], [scene] * count, seed)
 

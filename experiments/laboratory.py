@@ -53,8 +53,8 @@ def _done(plan: Plan, cell: Cell, files: CellFiles) -> Iterator[object]:
 
 def _sample(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask, strip: Path) -> None:
     """The same noise for every condition: differences between them are the conditions' own."""
-    if cell.condition.pictures == "drawn":
-        write_pictures(strip, plan.world.draw(cell.case, ask, plan.study.samples, cell.seed))
+    if (draw := plan.world.truth) and cell.condition.pictures == "drawn":
+        write_pictures(strip, draw(cell.case, ask, plan.study.samples, cell.seed))
         return
     models = personalized(plan.world.models, files, step) if cell.condition.trained else plan.world.models
     write_pictures(strip, sampled(models, _prompt(cell, ask), plan.world.sampling, plan.study.samples, cell.seed))

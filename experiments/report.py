@@ -87,7 +87,7 @@ def _pictures(case: Case) -> str:
 
 
 def _goals(found: Findings) -> list[str]:
-    lines = goal_lines(found.rows, found.plan.study.lead, has_scale=found.plan.world.has_scale)
+    lines = goal_lines(found.rows, found.plan.study.lead, has_scale=found.plan.world.truth is not None)
     return ["\n".join(f"- {line}" for line in lines)] if lines else []
 
 

@@ -98,8 +98,13 @@ def conditions_of(study: Study, wanted: tuple[str, ...]) -> tuple[Condition, ...
 def study_of(options: argparse.Namespace) -> Study:
     """The study with what the options change."""
     study = quick(STUDIES[options.name]) if options.quick else STUDIES[options.name]
-    study = replace(study, conditions=conditions_of(study, options.conditions))
-    wanted = {"seeds": options.seeds, "looks": options.steps, "samples": options.samples, "prompts": options.prompt_count}
+    wanted = {
+        "seeds": options.seeds,
+        "looks": options.steps,
+        "samples": options.samples,
+        "prompts": options.prompt_count,
+        "conditions": conditions_of(study, options.conditions),
+    }
     return replace(study, **{name: value for name, value in wanted.items() if value is not None})
 
 

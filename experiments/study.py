@@ -106,7 +106,7 @@ class Plan:
         return [cell for seed, case in order for condition in self.study.conditions for cell in self._cells(condition, case, seed)]
 
     def _cells(self, condition: Condition, case: Case, seed: int) -> Sequence[Cell]:
-        if condition.pictures == "drawn" and not self.world.has_scale:
+        if condition.pictures == "drawn" and not self.world.truth:
             return []
         asks = self.asks(case)
         looks = self.study.looks if condition.trained else (0,)

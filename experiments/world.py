@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class Ask:
     """What each element may be: of a judge's attribute the accepted values, for CLIP the element's text."""
 
 
+Truth = Callable[[Case, Ask, int, int], Tensor]
+"""Draws the subject of a case in what a prompt asks for: how many pictures, by which seed; shape (N, H, W, 3), values in [0, 1]."""
+
+
 class World(Protocol):
     """A model with subjects and prompts for it, and the means to measure its pictures."""
 
@@ -87,8 +91,8 @@ class World(Protocol):
         ...
 
     @property
-    def has_scale(self) -> bool:
-        """Whether it can draw the subject itself, and others: a subject similarity of 1 is then the subject and 0 the nearest other instance."""
+    def truth(self) -> Truth | None:
+        """Where this world can draw the subject itself, and others: a subject similarity of 1 is then the subject and 0 the nearest other instance."""
         ...
 
     @property
@@ -102,10 +106,6 @@ class World(Protocol):
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
         """The prompts for a case, "standard" or "complexity"."""
-        ...
-
-    def draw(self, case: Case, ask: Ask, count: int, seed: int) -> Tensor:
-        """True pictures of the subject in what the prompt asks for, shape (count, H, W, 3), values in [0, 1]; only of a world with a scale."""
         ...
 
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:

@@ -35,13 +35,18 @@ def taught(placeholder="[V]", seed=0):
     return Taught(placeholder=placeholder, class_word="cat", personalization_prompt=f"a photo of {placeholder}", images=tuple(images))
 
 
+def true_pictures(case, ask, count, seed):
+    """All in the color that is asked for."""
+    return plain(*[[float(ask.elements["color"][0] == color) for color in COLORS]] * count)
+
+
 @dataclass
 class SmallWorld:
     models: Any = None
     title: str = "a small world"
     identity: str = "small"
     ruler: str = "colors"
-    has_scale: bool = True
+    truth: Any = true_pictures
     train: dict = field(default_factory=lambda: {"rank": 2})
     loss: dict = field(default_factory=dict)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=2, sampler="euler"))
@@ -57,10 +62,6 @@ class SmallWorld:
         words, classes = (" and ".join(each) for each in zip(*((t.placeholder, t.class_word) for t in case.taught), strict=True))
         wanted = [{"color": ("red",)}, {"color": ("green",), "light": ("bright",)}]
         return [Ask(name=f"ask {n}", target=f"a sketch of {words} {n}", clean=f"a sketch of {classes} {n}", elements=each) for n, each in enumerate(wanted)]
-
-    def draw(self, case, ask, count, seed):
-        """All in the first color that is asked for."""
-        return plain(*[[float(ask.elements["color"][0] == color) for color in COLORS]] * count)
 
     def measure(self, case, ask, pictures):
         self.measured.append((case.name, ask.name))

@@ -128,7 +128,7 @@ def test_the_prompts_elements_can_be_told_in_true_pictures_of_the_subject(pack, 
     """By the judge that is part of the repository, as the autoencoder shows them: a perfect personalization would not seem to forget the prompt."""
     trained = DemoWorld()
     case = next(case for case in trained.cases("single") if case.name == name)
-    found = [elements_found(trained.judge, ATTRIBUTES, ask, trained.draw(case, ask, 8, seed=5)) for ask in trained.asks("standard", case)]
+    found = [elements_found(trained.judge, ATTRIBUTES, ask, trained.truth(case, ask, 8, seed=5)) for ask in trained.asks("standard", case)]
     assert np.mean([each["kind"] for each in found]) >= 0.9
     assert np.mean([each[TEXT] for each in found]) >= 0.97
 
