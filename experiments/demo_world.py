@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
 """Styles in which a creature can be recognized."""
 DRAWN = 60
 """Drawings of each instance: in all styles for the discriminants, in one for the ends of its scale."""
-METRICS = 3
+METRICS = 4
 """Raise it when what is measured changes."""
+LOOKS = frozenset({"mark", "color", "hat"})
+"""What a creature looks like: a prompt that asks for other looks than the subject's does not ask for its likeness."""
 
 
 class DemoWorld:
@@ -75,10 +77,11 @@ class DemoWorld:
     @property
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def ruler(self) -> str:
-        """Of the judge's weights and of what diversity is measured with."""
+        """Of the judge's weights, of who is compared with whom and of what diversity is measured with."""
         from demo.make.classify import WEIGHTS
 
-        return fingerprint([METRICS, file_fingerprint(WEIGHTS), self._lpips is not None])
+        instances = [asdict(each) for creature in CREATURES.values() for each in (creature, *neighbors(creature).values())]
+        return fingerprint([METRICS, file_fingerprint(WEIGHTS, *sorted(SPRITES.glob("*.png"))), self._lpips is not None, instances])
 
     @property
     def notes(self) -> Sequence[str]:
@@ -89,7 +92,8 @@ class DemoWorld:
             "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "
             "picture, so that a wrong style alone does not count, and as the model's autoencoder shows them, so that its softness does not either; distances "
             "are of the judge's features along linear discriminants of the instances and of other creatures in its colors: color alone is no likeness. Other "
-            "instances that these hardly tell from the subject are no measure. The base model draws some other instance, often below 0.",
+            "instances that these hardly tell from the subject are no measure. The base model draws some other instance, often below 0. Of two subjects it is "
+            "the mean, and the judge, who sees one class in a picture, accepts either's. Prompts that ask for other looks than the subject's have none.",
             f"Diversity: {told} between the pictures of one prompt.",
         )
 
@@ -123,7 +127,7 @@ class DemoWorld:
         """The prompt's elements by the judge, the likeness to every subject of the case, and diversity."""
         features, styles = self.judge.features(as_input(pictures)), self._styles(pictures, ask)
         likenesses = [value for name in case.name.split("+") if name in CREATURES for value in self._likenesses(name, features, styles)]
-        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses else {}
+        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses and not LOOKS & ask.elements.keys() else {}
         different = mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(features)
         return {**elements_found(self.judge, ATTRIBUTES, ask, pictures), **similar, DIVERSITY: different}
 

@@ -10,8 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.intervals import Interval, interval
-from experiments.results import Row, by_unit, chosen, last_step
+from experiments.intervals import Interval, average
+from experiments.results import Row, values
 from experiments.store import slug, write_whole
 from experiments.studies import FACTORS, scaled
 from experiments.world import DIVERSITY, IMAGE, TEXT
@@ -63,26 +63,27 @@ def _color(rows: Sequence[Row], condition: str) -> Any:
     return REFERENCES.get(condition) or colors[names(rows).index(condition) % len(colors)]
 
 
-def _steps(rows: Sequence[Row], condition: str) -> list[int]:
+def steps(rows: Sequence[Row], condition: str) -> list[int]:
+    """After which steps the condition was looked at; 0 for what is not trained."""
     return sorted({row.step for row in rows if row.condition == condition})
 
 
 def _at(rows: Sequence[Row], condition: str, metric: str, **wanted: object) -> Interval | None:
-    return interval(list(by_unit(rows, condition, metric, **wanted).values()))
+    return average(values(rows, condition, metric, **wanted))
 
 
 def _trade(rows: Sequence[Row]) -> Figure:
     """The paper's Figure 6: text against image alignment, a line through the steps of each condition."""
     figure, axes = _axes(IMAGE, TEXT)
     for condition in names(rows):
-        points = [(_at(rows, condition, IMAGE, step=step), _at(rows, condition, TEXT, step=step)) for step in _steps(rows, condition)]
+        points = [(_at(rows, condition, IMAGE, step=step), _at(rows, condition, TEXT, step=step)) for step in steps(rows, condition)]
         known = [(x.mean, y.mean) for x, y in points if x and y]
         if known:
             x, y = zip(*known, strict=True)
             sizes = np.linspace(20, 60, len(known))
             axes.plot(x, y, color=_color(rows, condition), linewidth=1)
             axes.scatter(x, y, s=sizes, color=_color(rows, condition), label=condition)
-    axes.set_title("larger dots: more steps" if any(len(_steps(rows, name)) > 1 for name in names(rows)) else "", fontsize=9)
+    axes.set_title("larger dots: more steps" if any(len(steps(rows, name)) > 1 for name in names(rows)) else "", fontsize=9)
     axes.legend(fontsize=7)
     return figure
 
@@ -92,12 +93,12 @@ def _curves(rows: Sequence[Row], metric: str) -> Figure:
     figure, axes = _axes("training steps", metric)
     apart = 0.008 * max(row.step for row in rows)
     for number, condition in enumerate(names(rows)):
-        found = [(step, at) for step in _steps(rows, condition) if (at := _at(rows, condition, metric, step=step))]
+        found = [(step, at) for step in steps(rows, condition) if (at := _at(rows, condition, metric, step=step))]
         if found and found[0][0] == 0:
             axes.axhline(found[0][1].mean, color=_color(rows, condition), linestyle="--", linewidth=1, label=condition)
         elif found:
-            steps = [step + (number - len(names(rows)) / 2) * apart for step, _ in found]  # so that intervals do not hide each other
-            _with_intervals(axes.errorbar, steps, [at for _, at in found], color=_color(rows, condition), label=condition, marker="o")
+            places = [step + (number - len(names(rows)) / 2) * apart for step, _ in found]  # so that intervals do not hide each other
+            _with_intervals(axes.errorbar, places, [at for _, at in found], color=_color(rows, condition), label=condition, marker="o")
     axes.legend(fontsize=7)
     return figure
 
@@ -109,7 +110,7 @@ def _bars(rows: Sequence[Row], metric: str, along: str) -> Figure:
     width = 0.8 / len(names(rows))
     for number, condition in enumerate(names(rows)):
         found = [(place, at) for place, group in enumerate(groups) if (at := _at(rows, condition, metric, **{along: group}))]
-        places = [place + (number - (len(names(rows)) - 1) / 2) * width for place, _ in found]
+        places = [place + (along != "condition") * (number - (len(names(rows)) - 1) / 2) * width for place, _ in found]
         _with_intervals(axes.errorbar, places, [at for _, at in found], color=_color(rows, condition), label=condition, fmt="o")
     axes.set_xticks(range(len(groups)), [str(group) for group in groups], fontsize=8)
     axes.legend(fontsize=7)
@@ -137,5 +138,5 @@ def _grid(rows: Sequence[Row], metric: str) -> Figure:
 
 
 def _references(rows: Sequence[Row], metric: str) -> str:
-    known = [(name, _at(rows, name, metric, step=last_step(chosen(rows, condition=name), name))) for name in ("base", "none")]
+    known = [(name, _at(rows, name, metric)) for name in ("base", "none")]
     return f"{metric}; " + ", ".join(f"{name} {at.mean:.2f}" for name, at in known if at)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from experiments.intervals import Interval, contrast, interval, paired
-from experiments.results import Row, by_unit
+from experiments.intervals import Interval, contrast, paired
+from experiments.results import Row, at_equal_steps
 from experiments.world import DIVERSITY, IMAGE, TEXT
 
 WON_BACK = 0.8
@@ -33,9 +34,9 @@ def prompt_goal(rows: Sequence[Row], lead: str) -> str | None:
 
     Whether it reaches the goal is judged by ``lead - none - 0.8 (base - none)``, whose sign is that of the share's excess over the goal.
     """
-    base, none, ours = (by_unit(rows, name, TEXT) for name in ("base", "none", lead))
+    base, none, ours = at_equal_steps(rows, TEXT, "base", "none", lead)
     lost, won = paired(base, none), paired(ours, none)
-    margin = contrast([(1.0, ours), (WON_BACK - 1.0, none), (-WON_BACK, base)]) if base and none and ours else None
+    margin = contrast([(1.0, ours), (WON_BACK - 1.0, none), (-WON_BACK, base)])
     if not (lost and won and margin):
         return None
     if lost.mean <= 0:
@@ -46,21 +47,20 @@ def prompt_goal(rows: Sequence[Row], lead: str) -> str | None:
 
 def subject_goal(rows: Sequence[Row], lead: str, *, has_scale: bool) -> str | None:
     """The fall of subject similarity against plain personalization, which says little unless that has learned the subject."""
-    base, none, ours = (by_unit(rows, name, IMAGE) for name in ("base", "none", lead))
+    base, none, ours = at_equal_steps(rows, IMAGE, "base", "none", lead)
     fall, learned = paired(none, ours), paired(none, base)
     if not fall:
         return None
     if not has_scale:
         return f"Subject: similarity falls by {fall} from none to {lead}; there is no other instance here that would give that a scale."
-    room = interval([FALL - (value - ours[unit]) for unit, value in none.items() if unit in ours])
     said = f"Subject: similarity falls by {fall} of the way from the subject to the nearest other instance, from none to {lead}; goal at most {FALL}:"
     doubt = "" if learned and learned.verdict == "above 0" else " This says little: none itself is not known to be more like the subject than base."
-    return f"{said} {_reached(room)}.{doubt}" if room else None
+    return f"{said} {_reached(replace(fall, mean=FALL - fall.mean, low=FALL - fall.high, high=FALL - fall.low))}.{doubt}"
 
 
 def rival_line(rows: Sequence[Row], lead: str, rival: str, metric: str) -> str | None:
     """The difference from another method."""
-    difference = paired(by_unit(rows, lead, metric), by_unit(rows, rival, metric))
+    difference = paired(*at_equal_steps(rows, metric, lead, rival))
     return f"{lead} - {rival}, {metric}: {difference}: {difference.verdict}." if difference else None
 
 

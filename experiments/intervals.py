@@ -1,16 +1,18 @@
-"""Means with 95 % intervals, and differences in pairs."""
+"""Means with 95 % intervals, and differences in pairs: of the same subject, seed and prompt."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from scipy import stats
 
 CONFIDENCE = 0.95
-Unit = TypeVar("Unit")
+Key = tuple[str, int, str]
+"""Subject, seed and prompt: what is compared in pairs."""
+Unit = tuple[str, int]
+"""Subject and seed: what counts as one measurement, however many prompts it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +50,25 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean=mean, low=mean - half, high=mean + half, count=count)
 
 
-def paired(first: Mapping[Unit, float], second: Mapping[Unit, float]) -> Interval | None:
-    """First - second over the units that both have."""
-    return interval([value - second[unit] for unit, value in first.items() if unit in second])
+def by_unit(values: Mapping[Key, float]) -> dict[Unit, float]:
+    """The mean over prompts of each subject and seed."""
+    prompts: dict[Unit, list[float]] = {}
+    for (case, seed, _), value in values.items():
+        prompts.setdefault((case, seed), []).append(value)
+    return {unit: math.fsum(each) / len(each) for unit, each in prompts.items()}
 
 
-def contrast(weighted: Sequence[tuple[float, Mapping[Unit, float]]]) -> Interval | None:
-    """The weighted sum over the units that all have: a linear statement about means that belong together."""
+def average(values: Mapping[Key, float]) -> Interval | None:
+    """The mean over units with its interval; None without any."""
+    return interval(list(by_unit(values).values()))
+
+
+def contrast(weighted: Sequence[tuple[float, Mapping[Key, float]]]) -> Interval | None:
+    """The weighted sum of what all have of the same subject, seed and prompt: a linear statement about means that belong together."""
     shared = set.intersection(*(set(values) for _, values in weighted))
-    return interval([math.fsum(weight * values[unit] for weight, values in weighted) for unit in sorted(shared, key=str)])
+    return average({key: math.fsum(weight * values[key] for weight, values in weighted) for key in sorted(shared)})
+
+
+def paired(first: Mapping[Key, float], second: Mapping[Key, float]) -> Interval | None:
+    """First - second."""
+    return contrast([(1.0, first), (-1.0, second)])

@@ -12,7 +12,7 @@ from experiments.results import Cost, Row
 from experiments.sampling import personalized, sampled
 from experiments.store import CellFiles, measures_of, read_json, read_pictures, write_json, write_pictures
 from experiments.study import Cell, Plan
-from experiments.training import files_of, steps_missing, train
+from experiments.training import files_of, looks_of, steps_missing, train
 from experiments.world import Ask
 
 
@@ -30,7 +30,7 @@ def carry_out(plan: Plan, folder: Path) -> None:
 
 def _work_left(plan: Plan, cell: Cell, files: CellFiles) -> int:
     """Training steps and batches to sample or to measure."""
-    batches = sum(not measures_of(_strip(plan, cell, files, step, ask), plan.world.ruler).is_file() for step in cell.looks for ask in cell.asks)
+    batches = sum(not _measures(plan, ask, _strip(plan, cell, files, step, ask)).is_file() for step in looks_of(cell, files) for ask in cell.asks)
     return steps_missing(cell, files) + batches
 
 
@@ -38,16 +38,13 @@ def _done(plan: Plan, cell: Cell, files: CellFiles) -> Iterator[object]:
     """Do a cell's work; yields after each unit of it."""
     if steps_missing(cell, files):
         yield from train(cell, plan.world, files)
-    for step in cell.looks:
-        if cell.condition.trained and not files.cost(step).is_file():
-            continue  # it was unstable before that
+    for step in looks_of(cell, files):
         for ask in cell.asks:
             strip = _strip(plan, cell, files, step, ask)
             if not strip.is_file():
                 _sample(plan, cell, files, step, ask, strip)
-            if not measures_of(strip, plan.world.ruler).is_file():
-                pictures = read_pictures(strip, plan.study.samples)
-                write_json(measures_of(strip, plan.world.ruler), dict(plan.world.measure(cell.case, ask, pictures)))
+            if not (measures := _measures(plan, ask, strip)).is_file():
+                write_json(measures, dict(plan.world.measure(cell.case, ask, read_pictures(strip, plan.study.samples))))
                 yield strip
 
 
@@ -62,6 +59,10 @@ def _sample(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask, strip
 
 def _strip(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask) -> Path:
     return files.pictures(step, ask.name, {**asdict(plan.world.sampling), "prompt": _prompt(cell, ask), "count": plan.study.samples, "seed": cell.seed})
+
+
+def _measures(plan: Plan, ask: Ask, strip: Path) -> Path:
+    return measures_of(strip, [plan.world.ruler, dict(ask.elements)])
 
 
 def _prompt(cell: Cell, ask: Ask) -> str:
@@ -82,7 +83,7 @@ def rows_of(plan: Plan, folder: Path) -> list[Row]:
     """All numbers that are there."""
     rows: list[Row] = []
     for cell, step, ask, strip in strips(plan, folder):
-        measures = measures_of(strip, plan.world.ruler)
+        measures = _measures(plan, ask, strip)
         about = {"condition": cell.condition.name, "step": step, "case": cell.case.name, "category": cell.case.category, "seed": cell.seed}
         found = read_json(measures) if measures.is_file() else {}
         rows += [Row(**about, ask=ask.name, elements=len(ask.elements), metric=metric, value=value) for metric, value in found.items()]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import figures, sheets
 from experiments.goals import goal_lines
-from experiments.intervals import interval, paired
+from experiments.intervals import Key, average, interval, paired
 from experiments.laboratory import costs_of, rows_of, strips, unstable
-from experiments.results import Cost, Row, by_unit, write_csv
+from experiments.results import Cost, Row, at_equal_steps, values, write_csv
 from experiments.store import write_whole
-from experiments.study import Plan
+from experiments.study import Condition, Plan
 from experiments.world import Case
 
 BASELINE = "none"
@@ -33,7 +34,7 @@ class Findings:
 
 
 def write_report(plan: Plan, cells: Path, folder: Path) -> Path:
-    """Write ``report.md``, ``measures.csv``, ``costs.csv``, figures and sheets into ``folder`` from the files below ``cells``; the report's path.
+    """Write ``report.md``, ``measures.csv``, ``costs.csv``, figures and sheets into ``folder``, in an earlier report's place; the report's path.
 
     Raises:
         SystemExit: nothing has been measured yet.
@@ -41,6 +42,7 @@ def write_report(plan: Plan, cells: Path, folder: Path) -> Path:
     rows, costs = rows_of(plan, cells), costs_of(plan, cells)
     if not rows:
         raise SystemExit(f"Nothing of {plan.study.name} has been measured with these settings: run it without --report-only first.")
+    shutil.rmtree(folder, ignore_errors=True)
     write_csv(folder / "measures.csv", rows, Row)
     write_csv(folder / "costs.csv", costs, Cost)
     findings = Findings(
@@ -59,13 +61,14 @@ def write_report(plan: Plan, cells: Path, folder: Path) -> Path:
 def report_text(found: Findings) -> str:
     """The Markdown."""
     study = found.plan.study
-    parts = [f"# {study.title}", study.question, _settings(found), "## What was found", *_goals(found), means_table(found.rows)]
+    parts = [f"# {study.title}", study.question, _settings(found), conditions_table(study.conditions)]
+    parts += ["## What was found", *_goals(found), "After the last step:", means_table(found.rows)]
     parts += ["## Differences from none, in pairs", differences_table(found.rows)]
     parts += ["## Figures", *(f"![{path.stem}]({path.name})" for path in found.figures)]
-    parts += _along_table(found)
+    parts += [*_step_table(found), *_along_table(found)]
     parts += ["## Cost", cost_table(found.costs), *(["## Unstable trainings", *(f"- {line}" for line in found.unstable)] if found.unstable else [])]
     parts += ["## How it was measured", *(f"- {note}" for note in (*found.plan.world.notes, *_reading(found)))]
-    parts += ["## Pictures", "Same noise in every row.", *(f"![{path.stem}]({path.name})" for path in found.sheets)]
+    parts += ["## Pictures", "All that a model made is from the same noise.", *(f"![{path.stem}]({path.name})" for path in found.sheets)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,17 +76,31 @@ def _settings(found: Findings) -> str:
     study, cases = found.plan.study, found.plan.cases()
     sampling, changed = found.plan.world.sampling, {**found.plan.world.train, **found.plan.world.loss}
     return (
-        f"On {found.plan.world.title}: {len(cases)} subjects ({', '.join(case.name for case in cases)}), each learned from {_pictures(cases[0])}, "
-        f"{len(found.plan.asks(cases[0]))} prompts each, "
-        f"{study.seeds} seeds, {study.samples} pictures a prompt; looked at after {', '.join(map(str, study.looks))} steps. "
+        f"On {found.plan.world.title}: {', '.join(f'{case.name} (from {_pictures(case)})' for case in cases)}; "
+        f"{_counted({len(found.plan.asks(case)) for case in cases}, 'prompt')} each, {_counted({len({row.seed for row in found.rows})}, 'seed')}, "
+        f"{study.samples} pictures a prompt; looked at after {', '.join(map(str, study.looks))} steps. "
         f"Training: the pack's defaults{' but ' if changed else ''}{', '.join(f'{name} {value}' for name, value in changed.items())}. "
         f"Pictures: {sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance:g}. {platform.machine()}, {platform.system()}."
     )
 
 
 def _pictures(case: Case) -> str:
-    counts = [len(taught.images) for taught in case.taught]
-    return " and ".join(f"{count} picture{'s' if count > 1 else ''}" for count in counts)
+    return " and ".join(_counted({len(taught.images)}, "picture") for taught in case.taught)
+
+
+def _counted(counts: set[int], noun: str) -> str:
+    """The noun with the counts that it has, such as "5 or 6 prompts"."""
+    return f"{' or '.join(map(str, sorted(counts)))} {noun}{'s' if max(counts) > 1 else ''}"
+
+
+def conditions_table(conditions: Sequence[Condition]) -> str:
+    """What each condition changes."""
+    lines: list[list[str]] = []
+    for condition in conditions:
+        changed = [f"{name} {value}" for name, value in {**condition.loss, **condition.train}.items()]
+        changed += [f"{name} x {factor:.3g}" for name, factor in condition.loss_factors.items()]
+        lines.append([condition.name, ", ".join(changed) if condition.trained else f"not trained: {condition.pictures} pictures"])
+    return table(["condition", "changes"], lines)
 
 
 def _goals(found: Findings) -> list[str]:
@@ -92,19 +109,19 @@ def _goals(found: Findings) -> list[str]:
 
 
 def _reading(found: Findings) -> list[str]:
-    units = len({(row.case, row.seed) for row in found.rows})
     return [
-        f"Every number is a mean over {units} units, each a subject with a seed (prompts and pictures averaged first); intervals are 95 % (Student's t). "
-        "Seeds of one subject are not wholly independent, so with few subjects the intervals are somewhat too narrow for other subjects.",
+        f"Every number is a mean over units, {_units(found.rows)} in all, each a subject with a seed (prompts and pictures averaged first); intervals are 95 % "
+        "(Student's t). Seeds of one subject are not wholly independent, so with few subjects the intervals are somewhat too narrow for other subjects.",
         "Peak memory: on a CPU all that the process had, on a GPU what PyTorch had given out.",
-        "Differences are taken in pairs, on the same subjects, prompts, seeds and noise. Nothing is corrected for the number of comparisons.",
+        "Differences are taken in pairs, on the same subjects, prompts, seeds and noise, after the last step that both were looked at. "
+        "Nothing is corrected for the number of comparisons.",
     ]
 
 
 def means_table(rows: Sequence[Row]) -> str:
     """Every condition's metrics after its last step."""
     told = figures.metrics(rows)
-    lines = [[name, *(_cell(by_unit(rows, name, metric)) for metric in told)] for name in figures.names(rows)]
+    lines = [[name, *(_cell(values(rows, name, metric)) for metric in told)] for name in figures.names(rows)]
     return table(["condition", *told], lines)
 
 
@@ -114,10 +131,24 @@ def differences_table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
     lines: list[list[str]] = []
     for name in [name for name in figures.names(rows) if name != baseline]:
         for metric in told:
-            difference = paired(by_unit(rows, name, metric), by_unit(rows, baseline, metric))
+            difference = paired(*at_equal_steps(rows, metric, name, baseline))
             if difference:
                 lines.append([name, metric, str(difference), difference.verdict])
     return table(["condition", "metric", f"minus {baseline}", ""], lines)
+
+
+def _step_table(found: Findings) -> list[str]:
+    """The leading metrics after each number of steps, where there are several."""
+    if len(found.plan.study.looks) == 1:
+        return []
+    told = [metric for metric in figures.metrics(found.rows) if metric in figures.HEADLINES]
+    looks = [(name, step) for name in figures.names(found.rows) for step in figures.steps(found.rows, name) if step]
+    lines = [[name, str(step), *(_cell(values(found.rows, name, metric, step=step)) for metric in told)] for name, step in looks]
+    return ["## By steps", table(["condition", "steps", *told], lines)]
+
+
+def _units(rows: Sequence[Row]) -> int:
+    return len({(row.case, row.seed) for row in rows})
 
 
 def _along_table(found: Findings) -> list[str]:
@@ -130,7 +161,7 @@ def _along_table(found: Findings) -> list[str]:
     for group in groups:
         rows = [row for row in found.rows if getattr(row, along) == group]
         part = replace(found, rows=rows)
-        parts += [f"### {along}: {group}", *_goals(part), means_table(rows)]
+        parts += [f"### {along}: {group} ({_counted({_units(rows)}, 'unit')})", *_goals(part), means_table(rows)]
     return parts
 
 
@@ -151,5 +182,5 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
-def _cell(values: dict[tuple[str, int], float]) -> str:
-    return str(interval(list(values.values())) or "")
+def _cell(measured: Mapping[Key, float]) -> str:
+    return str(average(measured) or "")

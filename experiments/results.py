@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from experiments.intervals import Key
 from experiments.store import write_whole
 
 
@@ -28,15 +29,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one training took up to a step."""
+    """What one training took."""
 
     condition: str
     step: int
     case: str
     seed: int
     seconds: float
+    """Up to the step."""
     peak_memory: int
-    """Bytes."""
+    """Bytes, of the whole training."""
     device: str
 
 
@@ -60,12 +62,16 @@ def last_step(rows: Iterable[Row], condition: str) -> int:
     return max((row.step for row in rows if row.condition == condition), default=0)
 
 
-def by_unit(rows: Iterable[Row], condition: str, metric: str, **wanted: object) -> dict[tuple[str, int], float]:
-    """The mean over prompts of a condition's metric at its last step, for each subject and seed: the units that are compared in pairs."""
-    of_condition = chosen(rows, condition=condition, metric=metric, **{name: value for name, value in wanted.items() if value is not None})
-    step = wanted.get("step", last_step(of_condition, condition))
-    values: dict[tuple[str, int], list[float]] = {}
-    for row in of_condition:
-        if row.step == step:
-            values.setdefault((row.case, row.seed), []).append(row.value)
-    return {unit: sum(each) / len(each) for unit, each in values.items()}
+def values(rows: Iterable[Row], condition: str, metric: str, **wanted: object) -> dict[Key, float]:
+    """A condition's numbers, of its last step where none is wanted, for each subject, seed and prompt."""
+    found = chosen(rows, condition=condition, metric=metric, **wanted)
+    step = wanted.get("step", last_step(found, condition))
+    return {(row.case, row.seed, row.ask): row.value for row in found if row.step == step}
+
+
+def at_equal_steps(rows: Sequence[Row], metric: str, *conditions: str) -> list[dict[Key, float]]:
+    """The numbers of conditions after the last step that all trained ones have in common; of what is not trained, its only ones."""
+    steps = [{row.step for row in chosen(rows, condition=name, metric=metric)} - {0} for name in conditions]
+    trained = [each for each in steps if each]
+    last = max(set.intersection(*trained), default=-1) if trained else 0
+    return [values(rows, name, metric, step=last if each else 0) for name, each in zip(conditions, steps, strict=True)]

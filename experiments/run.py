@@ -1,9 +1,8 @@
-"""A study from the command line: python dev.py experiment NAME."""
+"""Carries a study out as the command line asks, in one process or several."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -12,75 +11,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from demo.settings import Sampling
+from experiments.options import OWN, parse
 from experiments.studies import STUDIES
 from experiments.study import Condition, Plan, Study, quick
 from experiments.world import World
-
-OWN = ("checkpoint", "images", "class_word", "prompts")
-"""What belongs together for a model of the user's."""
-
-
-def parse() -> argparse.Namespace:
-    """See ``python dev.py experiment -- --help``."""
-    listed = "\n".join(f"  {study.name:<11} {study.question}" for study in STUDIES.values())
-    parser = argparse.ArgumentParser(prog="dev.py experiment", description=f"{__doc__}\n\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--comfyui", "--base", "--out"):
-        parser.add_argument(name, type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("name", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, metavar="N", help="trainings of each kind, each with noise of its own")
-    parser.add_argument("--subjects", type=_names, default=(), metavar="A,B", help="only these")
-    parser.add_argument("--conditions", type=_names, default=(), metavar="A,B", help="only these ways of training, for example base,none,palp")
-    parser.add_argument("--steps", type=_numbers, metavar="N,M", help="look after these numbers of steps; the last is where training ends")
-    parser.add_argument("--samples", type=int, metavar="N", help="pictures of each prompt")
-    parser.add_argument("--pictures", type=int, metavar="N", help="of each of the demo model's subjects to learn from, of five; usually 1")
-    parser.add_argument("--prompt-count", type=int, metavar="N", help="prompts of each subject; 0: all")
-    parser.add_argument("--quick", action="store_true", help="minutes instead of hours: shows that all works and little else")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="share the subjects out among N processes, for processors; on a GPU, leave it at 1")
-    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--report-only", action="store_true", help="train and sample nothing: write the report from what is there")
-    parser.add_argument("--publish", action="store_true", help="also put the report and its figures into docs/results")
-    parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="other training settings, for example '{\"learning_rate\": 1e-4}'")
-    parser.add_argument("--loss", type=json.loads, default={}, metavar="JSON", help="other settings of the alignment, for example '{\"alignment_weight\": 2}'")
-    parser.add_argument("--sampling", type=json.loads, default={}, metavar="JSON", help='how pictures are made, for example \'{"steps": 30, "guidance": 7.5}\'')
-    _add_own(parser.add_argument_group("a model of your own instead of the demo model; the first four belong together"))
-    return _checked(parser, parser.parse_args())
-
-
-def _add_own(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="any checkpoint that ComfyUI loads with its text encoder and VAE")
-    group.add_argument("--images", type=Path, metavar="FOLDER", help="pictures of your subject")
-    group.add_argument("--class-word", metavar="WORD", help="what it is, for example cat")
-    group.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, with [V]; its elements behind bars: a sketch of [V] in Paris | sketch | Paris")
-    group.add_argument("--clip-vision", type=Path, metavar="FILE", help="measures the subject and diversity; of the same CLIP as --clip-text")
-    group.add_argument("--clip-text", type=Path, metavar="FILE", help="measures the prompt; with its text projection")
-    group.add_argument("--resolution", type=int, default=512, metavar="PIXELS")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted({int(number) for number in text.split(",")}))
-
-
-def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
-    given = [name for name in OWN if getattr(options, name)]
-    if given and len(given) < len(OWN):
-        parser.error("these belong together: " + " ".join(f"--{name.replace('_', '-')}" for name in OWN))
-    if options.publish and options.quick:
-        parser.error("--publish: a quick run measures too little to be published")
-    if options.pictures is not None and not 1 <= options.pictures <= 5:
-        parser.error(f"--pictures: {options.pictures} is out of range: each of the demo model's subjects has 5")
-    if options.jobs < 1:
-        parser.error(f"--jobs: {options.jobs} is out of range: at least 1")
-    if given and options.pictures:
-        parser.error("--pictures: is for the demo model's subjects; of your own, all in --images are used")
-    for name in ("checkpoint", "images", "prompts", "clip_vision", "clip_text"):
-        if (path := getattr(options, name)) and not path.exists():
-            parser.error(f"--{name.replace('_', '-')}: there is no {path}")
-    return options
 
 
 def conditions_of(study: Study, wanted: tuple[str, ...]) -> tuple[Condition, ...]:
@@ -111,10 +45,11 @@ def study_of(options: argparse.Namespace) -> Study:
 def world_of(options: argparse.Namespace) -> World:
     """The demo model's world, or the user's own."""
     if options.checkpoint:
-        from experiments.checkpoint_world import CheckpointWorld, Given
+        from experiments.checkpoint_world import SAMPLING, CheckpointWorld, Given
 
         given = {name: getattr(options, name) for name in (*OWN, "clip_vision", "clip_text", "train", "loss")}
-        return CheckpointWorld(Given(**given, sampling=Sampling(**{"resolution": options.resolution, "guidance": 7.5, **options.sampling})))
+        changed = {**({"resolution": options.resolution} if options.resolution else {}), **options.sampling}
+        return CheckpointWorld(Given(**given, sampling=replace(SAMPLING, **changed)))
     from experiments.demo_world import DemoWorld
 
     world = DemoWorld()
@@ -151,8 +86,8 @@ def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
     torch.set_num_threads(max(1, threads // jobs))
     try:
         carry_out(replace(plan, subjects=tuple(case.name for case in plan.cases()[::jobs])), cells)
-        for helper in helpers:
-            helper.wait()
+        if any([helper.wait() for helper in helpers]):
+            print("A helper stopped early: what it left is done now. Its log is", cells.parent / f"{plan.study.name}-helpers.log", flush=True)
     finally:
         for helper in helpers:
             helper.terminate()
@@ -160,9 +95,9 @@ def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
 
 
 def publish(report: Path, folder: Path, title: str) -> Path:
-    """Copy a report with its figures to ``folder`` and list it in ``results.md`` beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(report.parent, folder / report.parent.name, dirs_exist_ok=True)
+    """Copy a report with its figures to ``folder``, in an earlier one's place, and list it in ``results.md`` beside it."""
+    shutil.rmtree(folder / report.parent.name, ignore_errors=True)
+    shutil.copytree(report.parent, folder / report.parent.name)
     index = folder.parent / "results.md"
     text = index.read_text(encoding="utf-8") if index.is_file() else "# Results\n\nWritten by `python dev.py experiment NAME --publish`.\n\n"
     line = f"- [{title}](results/{report.parent.name}/report.md)\n"

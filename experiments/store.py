@@ -99,6 +99,6 @@ class CellFiles:
         return self.folder / f"step-{step:05}" / f"{slug(ask)}-{fingerprint(settings)}.png"
 
 
-def measures_of(pictures: Path, ruler: str) -> Path:
-    """Where the measures of a strip are."""
-    return pictures.with_name(f"{pictures.stem}-{ruler}.json")
+def measures_of(pictures: Path, ruler: object) -> Path:
+    """Where the measures of a strip are, taken with that ruler."""
+    return pictures.with_name(f"{pictures.stem}-{fingerprint(ruler)}.json")

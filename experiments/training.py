@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import PACK
-from experiments.store import CellFiles, fingerprint, picture_fingerprint, slug, write_json, write_whole
+from experiments.store import CellFiles, fingerprint, picture_fingerprint, read_json, slug, write_json, write_whole
 from experiments.study import Cell
 from experiments.world import World
 
@@ -30,7 +31,7 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     if cell.condition.sees_prompt:
         facts.append([cell.asks[0].target, cell.asks[0].clean])
     if not cell.condition.trained:
-        facts = [world.identity, cell.seed]
+        facts = [world.identity, cell.seed, *([world.ruler] if cell.condition.pictures == "drawn" else [])]
     return CellFiles(folder=folder / f"{slug(cell.title)}-{fingerprint(facts)}")
 
 
@@ -69,9 +70,14 @@ def job_of(cell: Cell, world: World) -> Any:
 
 
 def steps_missing(cell: Cell, files: CellFiles) -> int:
-    """How many steps have to be made: training begins anew if a look is missing, unless it was unstable."""
-    missing = [step for step in cell.looks if cell.condition.trained and not files.cost(step).is_file()]
-    return 0 if files.unstable.is_file() else max(missing, default=0)
+    """How many steps have to be made: training begins anew if a look is missing that comes before it was found unstable."""
+    return max((step for step in looks_of(cell, files) if cell.condition.trained and not files.cost(step).is_file()), default=0)
+
+
+def looks_of(cell: Cell, files: CellFiles) -> list[int]:
+    """After which steps a cell can be looked at: all that are wanted, or those before its training was found unstable."""
+    end = read_json(files.unstable)["step"] if files.unstable.is_file() else math.inf
+    return [step for step in cell.looks if step < end]
 
 
 def train(cell: Cell, world: World, files: CellFiles) -> Iterator[int]:

@@ -101,7 +101,7 @@ class World(Protocol):
         ...
 
     def cases(self, kind: str) -> Sequence[Case]:
-        """All cases of a kind, "single" or "composed"; empty where this world has none."""
+        """All cases of a kind, "single" or "composed"; SystemExit where this world has none."""
         ...
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:

@@ -59,13 +59,15 @@ def neighbors(creature: Creature) -> dict[str, Creature]:
     hue = creature.hue or 0.0
     nearest = min((middle for middle, _ in HUES.values()), key=lambda middle: abs((middle - hue + 180) % 360 - 180))
     other_mark = {"plain": "spotted", "spotted": "striped", "striped": "spotted"}[creature.mark]
-    other_hat = replace(creature, hat=not creature.hat)
+    marked = {
+        "no marks": replace(creature, mark="plain"),
+        "marks of another color": replace(creature, mark_color=tuple(1 - part for part in creature.mark_color)),
+        "marks elsewhere": replace(creature, pattern=creature.pattern + 1000),
+    }
     return {
         "natural color": replace(creature, hue=None),
         "nearest color": replace(creature, hue=float(nearest)),
         "opposite color": replace(creature, hue=(hue + 180) % 360),
         "other marks": replace(creature, mark=other_mark),
-        **({"other hat": other_hat} if creature.mark == "plain" else {"no marks": replace(creature, mark="plain")}),
-        "marks of another color": replace(creature, mark_color=tuple(1 - part for part in creature.mark_color)),
-        "marks elsewhere": replace(creature, pattern=creature.pattern + 1000),
+        **({"other hat": replace(creature, hat=not creature.hat)} if creature.mark == "plain" else marked),
     }

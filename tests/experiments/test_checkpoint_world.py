@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from experiments.checkpoint_world import CheckpointWorld, Given, mean_similarity
+from experiments.checkpoint_world import SAMPLING, CheckpointWorld, Given
+from experiments.embedder import Embedder, mean_similarity
 from experiments.world import DIVERSITY, IMAGE, TEXT
 
 PROMPTS = "a sketch of [V] in Paris | a sketch | in Paris\n\na photo of [V]\n"
@@ -25,10 +26,14 @@ def files(pack, tmp_path):
     return tmp_path
 
 
-def world(files):
-    return CheckpointWorld(
-        Given(checkpoint=files / "model.safetensors", images=files / "my cat", class_word="cat", prompts=files / "prompts.txt", train={"rank": 4})
-    )
+def world(files, **more):
+    places = {"checkpoint": files / "model.safetensors", "images": files / "my cat", "prompts": files / "prompts.txt"}
+    return CheckpointWorld(Given(**places, class_word="cat", train={"rank": 4}, **more))
+
+
+def names(files, prompts):
+    (files / "prompts.txt").write_text(prompts)
+    return [ask.name for ask in world(files).asks("standard", world(files).cases("single")[0])]
 
 
 def test_the_folder_is_the_subject(files):
@@ -55,6 +60,38 @@ def test_a_folder_without_pictures_is_refused(files):
         world(files).cases("single")
 
 
+def test_a_picture_is_turned_as_the_camera_was_held(files):
+    on_its_side = Image.fromarray(np.zeros((8, 6, 3), np.uint8))
+    on_its_side.getexif()[274] = 6
+    on_its_side.save(files / "my cat" / "1.png", exif=on_its_side.getexif())
+    assert world(files).cases("single")[0].taught[0].images[0].shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "TIFF", "gif"])
+def test_every_kind_of_picture_that_can_be_opened_is_taken(files, suffix):
+    Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(files / "my cat" / f"2.{suffix}")
+    assert len(world(files).cases("single")[0].taught[0].images) == 2
+
+
+def test_several_subjects_are_refused(files):
+    with pytest.raises(SystemExit, match="subjects: needs two subjects"):
+        world(files).cases("composed")
+
+
+def test_pictures_are_made_as_suits_sd(files):
+    assert world(files).sampling is SAMPLING and (SAMPLING.resolution, SAMPLING.guidance) == (512, 7.5)
+
+
+def test_prompts_that_begin_alike_have_names_of_their_own(files):
+    long = "a photo of [V] in a very, very, very long line of other words"
+    cut = "a photo of V in a very, very, very long line of other words"
+    assert names(files, f"{long} by day\n{long} by night\na photo of [V]\n") == [cut, f"{cut} 2", "a photo of V"]
+
+
+def test_prompts_whose_files_would_be_the_same_have_names_of_their_own(files):
+    assert names(files, "a [V] 2\na [V]\na [V]!\n") == ["a V 2", "a V", "a V! 3"]
+
+
 def test_another_picture_is_another_world(files):
     before = world(files).identity
     Image.fromarray(np.ones((8, 6, 3), np.uint8)).save(files / "my cat" / "2.png")
@@ -70,32 +107,71 @@ def test_without_clip_only_diversity_is_measured_and_the_notes_say_what_is_neede
 
 def test_with_clip_prompt_elements_and_subject_are_measured(files):
     there = world(files)
-    there._vision, there._text = small_clip(files)
+    there._embedder = Embedder(name="clip.safetensors", vision=small_vision(files), text=small_text())
     case = there.cases("single")[0]
     measures = there.measure(case, there.asks("standard", case)[0], torch.rand(2, 64, 64, 3))
     assert set(measures) == {DIVERSITY, TEXT, IMAGE, "element 1", "element 2"}
     assert all(-1 <= value <= 1 for value in measures.values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("clip_vision_model", "CLIP-I, mean cosine similarity of CLIP"), ("dinov2", "DINO, mean cosine similarity of DINOv2")]
+)
+def test_the_notes_name_the_similarity_after_the_vision_model(files, kind, metric):
+    there = world(files)
+    there._embedder = Embedder(name="seeing.safetensors", vision=small_vision(files, kind))
+    assert f"Subject similarity: {metric} embeddings (seeing.safetensors)" in there.notes[1]
+    assert "--clip-text" in there.notes[0]
+
+
+def test_a_vision_model_that_the_host_does_not_know_is_refused_before_any_work(files):
+    save_file({"vision_model.encoder.layers.11.layer_norm1.weight": torch.zeros(1)}, files / "vit_b_32.safetensors")
+    with pytest.raises(SystemExit, match=r"--clip-vision: .*vit_b_32\.safetensors"):
+        world(files, clip_vision=files / "vit_b_32.safetensors")
+
+
+def test_a_vision_model_that_embeds_no_whole_picture_is_refused(files):
+    with pytest.raises(SystemExit, match=r"--clip-vision: with siglip\.safetensors"):
+        Embedder(name="siglip.safetensors", vision=small_vision(files, "siglip_vision_model"))
+
+
+def test_text_and_vision_models_of_other_widths_are_refused(files):
+    with pytest.raises(SystemExit, match=r"--clip-text: its 32 numbers .* the 48 that the CLIP of --clip-vision"):
+        Embedder(name="clip.safetensors", vision=small_vision(files, width=48), text=small_text())
+
+
+def test_a_text_model_beside_a_dino_is_refused_though_their_widths_agree(files):
+    with pytest.raises(SystemExit, match=r"--clip-text: its 32 numbers .* the 32 that the DINOv2 of --clip-vision"):
+        Embedder(name="dino.safetensors", vision=small_vision(files, "dinov2"), text=small_text())
+
+
 def test_a_text_encoder_without_projection_is_refused(files):
-    from experiments.checkpoint_world import _text_with_projection
+    from experiments.embedder import _text_with_projection
 
     save_file({"text_model.embeddings.position_embedding.weight": torch.zeros(1)}, files / "text.safetensors")
     with pytest.raises(SystemExit, match="no text projection"):
         _text_with_projection(files / "text.safetensors")
 
 
-def small_clip(folder):
-    """The host's own CLIP vision and text models, of few weights that share a space of 32 dimensions."""
+def small_vision(folder, kind="clip_vision_model", width=32):
+    """One of the host's own vision models, of few weights; its embeddings have that width."""
     import comfy.clip_vision
     import tiny_models
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 14, "image_size": 28}
-    config = {**sizes, "projection_dim": tiny_models.WIDTH_L, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
-    (folder / "vision.json").write_text(json.dumps({**config, "model_type": "clip_vision_model"}))
+    sizes = {"hidden_size": width, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 14, "num_channels": 3}
+    dino = {"image_size": 518, "use_swiglu_ffn": False}
+    config = {**sizes, "image_size": 28, "hidden_act": "gelu", "layer_norm_eps": 1e-5, **(dino if kind == "dinov2" else {})}
+    (folder / "vision.json").write_text(json.dumps({**config, **({"projection_dim": width} if kind == "clip_vision_model" else {}), "model_type": kind}))
     vision = comfy.clip_vision.ClipVisionModel(folder / "vision.json")
     tiny_models.randomize(vision.model, 0)
-    return vision, tiny_models.sd15().clip
+    return vision
+
+
+def small_text():
+    """The host's own CLIP text model, of few weights; its embeddings have width 32."""
+    import tiny_models
+
+    return tiny_models.sd15().clip
 
 
 def test_similarity_is_the_mean_cosine_over_all_pairs():

@@ -5,10 +5,10 @@ import math
 import pytest
 from scipy import stats
 
-from experiments.intervals import Interval, contrast, interval, paired
+from experiments.intervals import Interval, average, by_unit, contrast, interval, paired
 
-FIRST = {("a", 0): 0.31, ("a", 1): 0.29, ("b", 0): 0.44, ("b", 1): 0.38}
-SECOND = {("a", 0): 0.27, ("a", 1): 0.30, ("b", 0): 0.35, ("b", 1): 0.33}
+FIRST = {("a", 0, "sketch"): 0.31, ("a", 1, "sketch"): 0.29, ("b", 0, "sketch"): 0.44, ("b", 1, "sketch"): 0.38}
+SECOND = {("a", 0, "sketch"): 0.27, ("a", 1, "sketch"): 0.30, ("b", 0, "sketch"): 0.35, ("b", 1, "sketch"): 0.33}
 
 
 def test_a_paired_difference_is_scipys():
@@ -25,11 +25,22 @@ def test_an_interval_is_scipys():
 
 
 def test_pairs_are_made_of_shared_units_only():
-    assert paired(FIRST, {("b", 1): 0.33, ("c", 0): 9.0}).mean == pytest.approx(0.05)
+    assert paired(FIRST, {("b", 1, "sketch"): 0.33, ("c", 0, "sketch"): 9.0}).mean == pytest.approx(0.05)
+
+
+def test_pairs_are_made_of_the_same_prompts():
+    both = {("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.2}
+    assert paired(both, {("a", 0, "hard"): 0.1}).mean == pytest.approx(0.1)
+
+
+def test_a_subject_with_a_seed_counts_once_however_many_prompts_it_has():
+    values = {("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.5, ("b", 0, "easy"): 0.3}
+    assert by_unit(values) == pytest.approx({("a", 0): 0.7, ("b", 0): 0.3})
+    assert average(values).mean == pytest.approx(0.5) and average(values).count == 2
 
 
 def test_without_shared_units_there_is_no_difference():
-    assert paired(FIRST, {("c", 0): 1.0}) is None
+    assert paired(FIRST, {("c", 0, "sketch"): 1.0}) is None
 
 
 def test_a_contrast_of_one_and_minus_one_is_a_paired_difference():

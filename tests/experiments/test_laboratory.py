@@ -9,10 +9,11 @@ from small_world import SmallWorld
 
 from experiments.laboratory import carry_out, costs_of, rows_of
 from experiments.report import write_report
-from experiments.results import Row, by_unit
-from experiments.store import CellFiles, read_pictures, write_pictures, write_whole
+from experiments.results import Row, at_equal_steps, values
+from experiments.store import CellFiles, read_pictures, write_json, write_pictures, write_whole
 from experiments.studies import STUDIES
 from experiments.study import Plan
+from experiments.training import looks_of, steps_missing
 from experiments.world import TEXT
 
 
@@ -101,8 +102,8 @@ def test_other_pictures_of_the_subject_are_another_training(plan, folder):
 
 
 def test_conditions_start_from_the_same_noise_and_end_elsewhere(plan, folder):
-    values = [by_unit(rows_of(plan, folder / "cells"), name, "subject similarity") for name in ("none", "palp")]
-    assert values[0].keys() == values[1].keys() == {("a", 0), ("a", 1)}
+    none, palp = (values(rows_of(plan, folder / "cells"), name, "subject similarity") for name in ("none", "palp"))
+    assert none.keys() == palp.keys() == {("a", 0, "ask 0"), ("a", 1, "ask 0")}
 
 
 def test_the_report_contains_every_condition(plan, report):
@@ -171,10 +172,46 @@ def test_pictures_come_back_from_their_strip(tmp_path):
     assert torch.equal(read_pictures(tmp_path / "strip.png", 3), pictures)
 
 
-def test_rows_are_averaged_over_prompts_within_a_unit():
-    about = dict(condition="palp", step=1, case="a", category="", elements=1, seed=0, metric="m")
-    rows = [Row(**about, ask=str(n), value=float(n)) for n in range(3)]
-    assert by_unit(rows, "palp", "m") == {("a", 0): 1.0}
+def test_conditions_are_compared_after_the_last_step_that_both_were_looked_at():
+    about = dict(case="a", category="", elements=1, seed=0, metric="m", ask="ask")
+    steps = {"base": (0,), "none": (1, 2, 3), "palp": (1, 2)}  # palp became unstable
+    rows = [Row(**about, condition=name, step=step, value=float(step)) for name, each in steps.items() for step in each]
+    assert values(rows, "none", "m") == {("a", 0, "ask"): 3.0}
+    assert at_equal_steps(rows, "m", "base", "none", "palp") == [{("a", 0, "ask"): value} for value in (0.0, 2.0, 2.0)]
+
+
+def test_a_training_can_be_looked_at_before_it_was_found_unstable(plan, tmp_path):
+    cell = next(cell for cell in plan.cells() if cell.condition.trained)
+    files = CellFiles(folder=tmp_path)
+    write_json(files.unstable, {"step": 2, "why": "not finite"})
+    assert looks_of(cell, files) == [1] and steps_missing(cell, files) == 1
+
+
+class DarkWorld(SmallWorld):
+    """The same prompts, of which one element more is wanted."""
+
+    def asks(self, kind, case):
+        return [replace(ask, elements={**ask.elements, "light": ("dark",)}) for ask in super().asks(kind, case)]
+
+
+def test_a_prompt_with_other_elements_is_measured_anew(plan, tmp_path):
+    plan = replace(plan, study=replace(plan.study, conditions=plan.study.conditions[:1], seeds=1))
+    carry_out(plan, tmp_path)
+    dark = replace(plan, world=DarkWorld(models=plan.world.models))
+    carry_out(dark, tmp_path)
+    assert {row.metric for row in rows_of(dark, tmp_path)} - {row.metric for row in rows_of(plan, tmp_path)} == {"light"}
+
+
+def test_a_report_takes_an_earlier_ones_place(plan, folder, tmp_path):
+    stale = tmp_path / "report" / "sheet-of-another-prompt.jpg"
+    stale.parent.mkdir()
+    stale.touch()
+    assert write_report(plan, folder / "cells", stale.parent).is_file() and not stale.exists()
+
+
+def test_every_look_is_in_the_report(plan, report):
+    table = report.read_text().split("## By steps")[1].split("##")[0]
+    assert all(f"| palp | {step} |" in table for step in plan.study.looks)
 
 
 def test_pictures_of_other_settings_have_another_name(tmp_path):

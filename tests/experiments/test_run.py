@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from experiments.demo_world import DemoWorld
-from experiments.run import conditions_of, parse, publish, world_of
+from experiments.options import parse
+from experiments.run import conditions_of, publish, world_of
 from experiments.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,9 @@ def test_a_published_report_is_listed_once(tmp_path):
     report.write_text("# Noise")
     for _ in range(2):
         index = publish(report, tmp_path / "docs" / "results", "Noise")
+        (index.parent / "results" / "noise" / "stale.jpg").touch()
+    index = publish(report, tmp_path / "docs" / "results", "Noise")
+    assert not (index.parent / "results" / "noise" / "stale.jpg").exists()
     assert index.read_text().count("results/noise/report.md") == 1
     assert (tmp_path / "docs" / "results" / "noise" / "report.md").is_file()
 
@@ -58,10 +62,24 @@ def test_every_condition_can_be_named_on_the_command_line(name):
     assert not any("," in condition.name for condition in STUDIES[name].conditions)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--pictures", "0"), ("--pictures", "6"), ("--jobs", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--pictures", "0"), ("--pictures", "6"), ("--jobs", "0"), ("--samples", "1"), ("--seeds", "0"), ("--steps", "0"), ("--prompt-count", "-1")],
+)
 def test_a_number_out_of_range_is_refused_by_name(host, tmp_path, option, value):
     done = experiment(tmp_path, "noise", "--quick", option, value)
     assert done.returncode == 2 and f"{option}: {value} is out of range" in done.stderr
+
+
+@pytest.mark.parametrize(("option", "value", "said"), [("--loss", '{"alpha": 5}', "alpha is not a setting"), ("--train", "[1]", "[1] is not a setting")])
+def test_a_setting_that_does_not_exist_is_refused_with_those_there_are(host, tmp_path, option, value, said):
+    done = experiment(tmp_path, "noise", "--quick", option, value)
+    assert done.returncode == 2 and f"argument {option}: {said}; there are " in done.stderr
+
+
+def test_what_measures_a_model_of_ones_own_is_refused_without_one(host, tmp_path):
+    done = experiment(tmp_path, "noise", "--clip-vision", "clip.safetensors")
+    assert done.returncode == 2 and "--clip-vision: measures pictures of your own model" in done.stderr
 
 
 def test_other_settings_go_to_the_world_beside_those_that_suit_it(host, tmp_path, monkeypatch):

@@ -86,6 +86,17 @@ def test_the_stock_empty_latent_is_understood(models):
     assert comfy.sample.fix_empty_latent_channels(models.model, latent["samples"]).shape == (2, 12, 8, 8)
 
 
+def test_what_the_demos_nodes_read_is_in_the_package_that_is_published(module):
+    import pathspec
+
+    root = module.WEIGHTS.parents[2]
+    left_out = pathspec.PathSpec.from_lines("gitignore", (root / ".comfyignore").read_text().splitlines())
+    read = [module.WEIGHTS, root / "demo" / "weights" / "tokenizer" / "vocab.json", *(root / "demo" / "subjects" / "mochi").iterdir()]
+    assert len(read) >= 8 and all(file.is_file() for file in read)
+    assert [file for file in read if left_out.match_file(file.relative_to(root))] == []
+    assert left_out.match_file("demo/graph.py")
+
+
 def test_the_autoencoder_gives_back_what_it_gets(module, models):
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
