@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from experiments.store import read_pictures, slug, write_whole
 from experiments.study import Cell
@@ -48,22 +49,17 @@ def _sheet(case: Case, ask: Ask, strips: dict[str, Path], count: int) -> Image.I
     pen.text((MARGIN, 5), f"{case.name}: {ask.target}", fill="black", font_size=13)
     for number, (name, pictures) in enumerate(rows):
         top = 24 + number * (SIDE + MARGIN)
-        pen.multiline_text((MARGIN, top + SIDE // 2 - 8), _folded(name), fill="black", font_size=12)
+        pen.multiline_text((MARGIN, top + SIDE // 2 - 8), textwrap.fill(name, 24), fill="black", font_size=12)
         _paste(sheet, pictures[:across], top)
     return sheet
 
 
 def _paste(sheet: Image.Image, pictures: Sequence[Image.Image], top: int) -> None:
     for place, picture in enumerate(pictures):
-        sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (LABEL + place * (SIDE + MARGIN), top))
+        sheet.paste(ImageOps.pad(picture, (SIDE, SIDE), Image.Resampling.BICUBIC, color="white"), (LABEL + place * (SIDE + MARGIN), top))
 
 
 def _as_image(picture: object) -> Image.Image:
     import numpy as np
 
     return Image.fromarray((np.asarray(picture) * 255).round().astype("uint8"))
-
-
-def _folded(text: str, width: int = 24) -> str:
-    cut = text.rfind(" ", 0, width)
-    return text if len(text) <= width or cut < 0 else f"{text[:cut]}\n{text[cut + 1 :]}"

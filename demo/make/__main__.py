@@ -1,12 +1,18 @@
 """Make the demo model, or go on where it was cut off: ``python -m demo.make [STAGE[:STEP] ...]``.
 
-    draw      pictures of the world                  text      the text encoder
-    judge     the network that scores pictures       unet      the diffusion model; hours
-    encode    the encoder, latents of all pictures   show      drawn pictures as the decoder shows them
-    decoder   the decoder                            refine    the judge goes on with those
-    widen     the diffusion model goes on with creatures of any hue and prompts that tell less
-    subjects  demo/subjects                          package   demo/weights/palp_demo.safetensors
-    score     hit rates by attribute                 sheet     docs/demo_model.jpg
+    subjects  demo/subjects
+    draw      pictures of the world
+    judge     the network that scores pictures
+    text      the text encoder
+    encode    the encoder, latents of all pictures
+    unet      the diffusion model; hours
+    widen     it goes on with creatures of any hue and prompts that tell less
+    decoder   the decoder
+    show      drawn pictures as the decoder shows them
+    refine    the judge goes on with those
+    package   demo/weights/palp_demo.safetensors
+    score     hit rates by attribute
+    sheet     docs/demo_model.jpg
 
 Without a stage: all of them, in order. With a step, ``unet:3000`` say, a stage that trains stops there for now.
 Set COMFYUI_PATH to a ComfyUI folder, or have one in .dev by ``python dev.py test``.
@@ -70,7 +76,6 @@ def main() -> None:
     if unknown:
         sys.exit(f"{unknown[0]} is no stage.\n\n{__doc__}")
     WORK.mkdir(parents=True, exist_ok=True)
-    (WORK / "pid").write_text(str(os.getpid()))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     for name, _, step in wanted:
         STAGES[name](int(step) if step else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def score(count: int = 512, settings: Sampling = SAMPLING) -> dict[str, float]:
     model, rng = architecture().load_demo_model(), np.random.default_rng(6)
     scenes = [random_scene(rng) for _ in range(count)]
     prompts = [phrase(scene, rng) for scene in scenes]
-    images = torch.cat([sampled(model, prompts[start : start + 64], 0, settings) for start in range(0, count, 64)])
+    images = torch.cat([sampled(model, prompts[start : start + 64], start, settings) for start in range(0, count, 64)])
     found = classify.seen(classify.trained(), images.permute(0, 3, 1, 2) * 2 - 1)
     return classify.hit_rates(found, torch.tensor([_asked(scene) for scene in scenes]))
 
@@ -82,12 +83,5 @@ def write_sheet(path: Path = SHEET) -> None:
         for copy in range(2):
             picture = Image.fromarray((images[2 * number + copy].numpy() * 255).round().astype(np.uint8))
             sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left + copy * (side + 2) + 4, top + 4))
-        pen.multiline_text((left + 5, top + side + 6), _folded(prompt), fill="black", font_size=10, spacing=1)
+        pen.multiline_text((left + 5, top + side + 6), textwrap.fill(prompt, 44), fill="black", font_size=10, spacing=1)
     sheet.save(path, quality=90)
-
-
-def _folded(text: str, width: int = 44) -> str:
-    if len(text) <= width:
-        return text
-    cut = text.rfind(" ", 0, width)
-    return f"{text[:cut]}\n{text[cut + 1 :]}"
