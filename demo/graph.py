@@ -1,4 +1,4 @@
-"""The main job as a graph in ComfyUI's API format: learn a dog from one picture, with and without alignment, then draw it as the prompt says."""
+"""The main job as a graph in ComfyUI's API format: learn a teapot from one picture, with and without alignment, then draw it as the prompt says."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Node = dict[str, Any]
 Graph = dict[str, Node]
 Link = list[str | int]
 
-SUBJECT = "biscuit"
+SUBJECT = "earl"
 SUBJECT_PICTURES = 1
 """To learn from. From five, plain training overfits less."""
 PLACEHOLDER = "[V]"
 PERSONALIZATION_PROMPT = "a photo of [V]"
 TARGET_PROMPT = "a sketch of [V] in Paris at night"
-CLEAN_PROMPT = "a sketch of a dog in Paris at night"
+CLEAN_PROMPT = "a sketch of a teapot in Paris at night"
 LORA_NAMES = {"plain": "demo_plain", "palp": "demo_palp"}
-TITLES = {"base": "the model, without the dog", "plain": "plain LoRA", "palp": "PALP"}
+TITLES = {"base": "the model, without the teapot", "plain": "plain LoRA", "palp": "PALP"}
 """Of the pictures, by the id of the node that saves them."""
 
 STEPS = 500

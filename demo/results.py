@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ABOUT = (
-    "The demo model is small: it draws 64 x 64 pixels of a world of thirty things. It has never seen Biscuit, a lime dog with white spots and a hat.\n"
+    "The demo model is small: it draws 64 x 64 pixels of a world of thirty things. It has never seen Earl, a lime teapot with white stripes.\n"
     "Plain personalization and PALP learn him from the same picture, with the same settings and seeds."
 )
 OURS = ("*.png", "*.safetensors", "report.txt", "server.log", "server.db")

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.intervals import Interval, average
-from experiments.results import Row, values
+from experiments.results import Row, chosen, values
 from experiments.store import slug, write_whole
 from experiments.studies import FACTORS, scaled
 from experiments.world import DIVERSITY, IMAGE, TEXT
@@ -109,7 +109,7 @@ def _bars(rows: Sequence[Row], metric: str, along: str) -> Figure:
     figure, axes = _axes(along, metric, width=max(6.4, 1.6 * len(groups)))
     width = 0.8 / len(names(rows))
     for number, condition in enumerate(names(rows)):
-        found = [(place, at) for place, group in enumerate(groups) if (at := _at(rows, condition, metric, **{along: group}))]
+        found = [(place, at) for place, group in enumerate(groups) if (at := _at(chosen(rows, **{along: group}), condition, metric))]
         places = [place + (along != "condition") * (number - (len(names(rows)) - 1) / 2) * width for place, _ in found]
         _with_intervals(axes.errorbar, places, [at for _, at in found], color=_color(rows, condition), label=condition, fmt="o")
     axes.set_xticks(range(len(groups)), [str(group) for group in groups], fontsize=8)

@@ -124,7 +124,7 @@ def test_the_numbers_are_there_as_csv(plan, folder, report):
         assert len(list(csv.DictReader(file))) == len(rows_of(plan, folder / "cells"))
 
 
-@pytest.mark.parametrize("along", ["grid", "category", "elements"])
+@pytest.mark.parametrize("along", sorted({study.along for study in STUDIES.values()}))
 def test_other_comparisons_have_their_figures(plan, folder, tmp_path, along):
     other = replace(plan, study=replace(plan.study, along=along))
     assert write_report(other, folder / "cells", tmp_path).is_file()
