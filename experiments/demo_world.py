@@ -126,8 +126,9 @@ class DemoWorld:
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
         """The prompt's elements by the judge, the likeness to every subject of the case, and diversity."""
         features, styles = self.judge.features(as_input(pictures)), self._styles(pictures, ask)
-        likenesses = [value for name in case.name.split("+") if name in CREATURES for value in self._likenesses(name, features, styles)]
-        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses and not LOOKS & ask.elements.keys() else {}
+        names = [] if LOOKS & ask.elements.keys() else [name for name in case.name.split("+") if name in CREATURES]
+        likenesses = [value for name in names for value in self._likenesses(name, features, styles)]
+        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses else {}
         different = mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(features)
         return {**elements_found(self.judge, ATTRIBUTES, ask, pictures), **similar, DIVERSITY: different}
 

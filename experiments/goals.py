@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from experiments.intervals import Interval, contrast, paired
 from experiments.results import Row, at_equal_steps
@@ -55,7 +54,7 @@ def subject_goal(rows: Sequence[Row], lead: str, *, has_scale: bool) -> str | No
         return f"Subject: similarity falls by {fall} from none to {lead}; there is no other instance here that would give that a scale."
     said = f"Subject: similarity falls by {fall} of the way from the subject to the nearest other instance, from none to {lead}; goal at most {FALL}:"
     doubt = "" if learned and learned.verdict == "above 0" else " This says little: none itself is not known to be more like the subject than base."
-    return f"{said} {_reached(replace(fall, mean=FALL - fall.mean, low=FALL - fall.high, high=FALL - fall.low))}.{doubt}"
+    return f"{said} {_reached(fall.below(FALL))}.{doubt}"
 
 
 def rival_line(rows: Sequence[Row], lead: str, rival: str, metric: str) -> str | None:

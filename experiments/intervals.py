@@ -33,6 +33,10 @@ class Interval:
             return "undecided: the interval includes 0"
         return "above 0" if self.low > 0 else "below 0"
 
+    def below(self, bound: float) -> Interval:
+        """How far below a bound it is."""
+        return Interval(mean=bound - self.mean, low=bound - self.high, high=bound - self.low, count=self.count)
+
     def __str__(self) -> str:
         """For tables."""
         return f"{self.mean:.3f}" if self.count < 2 else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -11,6 +11,7 @@ from pathlib import Path
 from demo.settings import Sampling
 from experiments.studies import STUDIES
 from palp_train.config import LossConfig, TrainConfig
+from palp_train.errors import InputError
 
 ALIASES = {"sweep": "scales"}
 """Other names of studies."""
@@ -75,8 +76,13 @@ def _settings(kind: type) -> Callable[[str], dict[str, object]]:
 
     def read(text: str) -> dict[str, object]:
         given, known = json.loads(text), [field.name for field in fields(kind)]
-        if not isinstance(given, dict) or (unknown := sorted(given.keys() - set(known))):
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown) if isinstance(given, dict) else text} is not a setting; there are {', '.join(known)}")
+        unknown = [name for name in given if name not in known] if isinstance(given, dict) else [text]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is not a setting; there are {', '.join(known)}")
+        try:
+            kind(**given)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
         return given
 
     return read
@@ -106,9 +112,9 @@ def _check_own(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("these belong together: " + " ".join(f"--{name.replace('_', '-')}" for name in OWN))
     if given and options.pictures:
         parser.error("--pictures: is for the demo model's subjects; of your own, all in --images are used")
-    for name in ("clip_vision", "clip_text"):
+    for name in ("clip_vision", "clip_text", "resolution"):
         if getattr(options, name) and not given:
-            parser.error(f"--{name.replace('_', '-')}: measures pictures of your own model; give it with --checkpoint")
+            parser.error(f"--{name.replace('_', '-')}: is for a model of your own; give it with --checkpoint")
     for name in ("checkpoint", "images", "prompts", "clip_vision", "clip_text"):
         if (path := getattr(options, name)) and not path.exists():
             parser.error(f"--{name.replace('_', '-')}: there is no {path}")

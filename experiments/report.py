@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from experiments.goals import goal_lines
 from experiments.intervals import Key, average, interval, paired
 from experiments.laboratory import costs_of, rows_of, strips, unstable
 from experiments.results import Cost, Row, at_equal_steps, values, write_csv
-from experiments.store import write_whole
+from experiments.store import replaced
 from experiments.study import Condition, Plan
 from experiments.world import Case
 
@@ -42,20 +41,19 @@ def write_report(plan: Plan, cells: Path, folder: Path) -> Path:
     rows, costs = rows_of(plan, cells), costs_of(plan, cells)
     if not rows:
         raise SystemExit(f"Nothing of {plan.study.name} has been measured with these settings: run it without --report-only first.")
-    shutil.rmtree(folder, ignore_errors=True)
-    write_csv(folder / "measures.csv", rows, Row)
-    write_csv(folder / "costs.csv", costs, Cost)
-    findings = Findings(
-        plan=plan,
-        rows=rows,
-        costs=costs,
-        unstable=unstable(plan, cells),
-        figures=figures.draw_all(rows, plan.study.along, folder),
-        sheets=sheets.write_sheets(strips(plan, cells), plan.study.samples, folder),
-    )
-    path, text = folder / "report.md", report_text(findings)
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return path
+    with replaced(folder) as new:
+        write_csv(new / "measures.csv", rows, Row)
+        write_csv(new / "costs.csv", costs, Cost)
+        findings = Findings(
+            plan=plan,
+            rows=rows,
+            costs=costs,
+            unstable=unstable(plan, cells),
+            figures=figures.draw_all(rows, plan.study.along, new),
+            sheets=sheets.write_sheets(strips(plan, cells), plan.study.samples, new),
+        )
+        (new / "report.md").write_text(report_text(findings), encoding="utf-8")
+    return folder / "report.md"
 
 
 def report_text(found: Findings) -> str:
@@ -99,7 +97,7 @@ def conditions_table(conditions: Sequence[Condition]) -> str:
     for condition in conditions:
         changed = [f"{name} {value}" for name, value in {**condition.loss, **condition.train}.items()]
         changed += [f"{name} x {factor:.3g}" for name, factor in condition.loss_factors.items()]
-        lines.append([condition.name, ", ".join(changed) if condition.trained else f"not trained: {condition.pictures} pictures"])
+        lines.append([condition.name, ", ".join(changed) or "nothing" if condition.trained else f"not trained: {condition.pictures} pictures"])
     return table(["condition", "changes"], lines)
 
 

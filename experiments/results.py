@@ -73,5 +73,5 @@ def at_equal_steps(rows: Sequence[Row], metric: str, *conditions: str) -> list[d
     """The numbers of conditions after the last step that all trained ones have in common; of what is not trained, its only ones."""
     steps = [{row.step for row in chosen(rows, condition=name, metric=metric)} - {0} for name in conditions]
     trained = [each for each in steps if each]
-    last = max(set.intersection(*trained), default=-1) if trained else 0
+    last = max(set.intersection(*trained), default=None) if trained else 0
     return [values(rows, name, metric, step=last if each else 0) for name, each in zip(conditions, steps, strict=True)]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.options import OWN, parse
+from experiments.store import replaced
 from experiments.studies import STUDIES
 from experiments.study import Condition, Plan, Study, quick
 from experiments.world import World
@@ -96,8 +97,8 @@ def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
 
 def publish(report: Path, folder: Path, title: str) -> Path:
     """Copy a report with its figures to ``folder``, in an earlier one's place, and list it in ``results.md`` beside it."""
-    shutil.rmtree(folder / report.parent.name, ignore_errors=True)
-    shutil.copytree(report.parent, folder / report.parent.name)
+    with replaced(folder / report.parent.name) as new:
+        shutil.copytree(report.parent, new, dirs_exist_ok=True)
     index = folder.parent / "results.md"
     text = index.read_text(encoding="utf-8") if index.is_file() else "# Results\n\nWritten by `python dev.py experiment NAME --publish`.\n\n"
     line = f"- [{title}](results/{report.parent.name}/report.md)\n"

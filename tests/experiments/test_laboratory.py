@@ -104,6 +104,7 @@ def test_other_pictures_of_the_subject_are_another_training(plan, folder):
 def test_conditions_start_from_the_same_noise_and_end_elsewhere(plan, folder):
     none, palp = (values(rows_of(plan, folder / "cells"), name, "subject similarity") for name in ("none", "palp"))
     assert none.keys() == palp.keys() == {("a", 0, "ask 0"), ("a", 1, "ask 0")}
+    assert all(none[key] != palp[key] for key in none)
 
 
 def test_the_report_contains_every_condition(plan, report):
@@ -207,6 +208,15 @@ def test_a_report_takes_an_earlier_ones_place(plan, folder, tmp_path):
     stale.parent.mkdir()
     stale.touch()
     assert write_report(plan, folder / "cells", stale.parent).is_file() and not stale.exists()
+
+
+def test_an_earlier_report_stays_where_a_new_one_fails(plan, folder, tmp_path):
+    earlier = tmp_path / "report" / "report.md"
+    earlier.parent.mkdir()
+    earlier.touch()
+    with pytest.raises(AttributeError):
+        write_report(replace(plan, study=replace(plan.study, along="nothing")), folder / "cells", earlier.parent)
+    assert list(tmp_path.rglob("*.*")) == [earlier]
 
 
 def test_every_look_is_in_the_report(plan, report):

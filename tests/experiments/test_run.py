@@ -71,15 +71,28 @@ def test_a_number_out_of_range_is_refused_by_name(host, tmp_path, option, value)
     assert done.returncode == 2 and f"{option}: {value} is out of range" in done.stderr
 
 
-@pytest.mark.parametrize(("option", "value", "said"), [("--loss", '{"alpha": 5}', "alpha is not a setting"), ("--train", "[1]", "[1] is not a setting")])
-def test_a_setting_that_does_not_exist_is_refused_with_those_there_are(host, tmp_path, option, value, said):
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--loss", '{"alpha": 5}', "alpha is not a setting; there are "),
+        ("--train", "[1]", "[1] is not a setting; there are "),
+        ("--train", '{"rank": 0}', "rank: 0 is out of range"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_what_can(host, tmp_path, option, value, said):
     done = experiment(tmp_path, "noise", "--quick", option, value)
-    assert done.returncode == 2 and f"argument {option}: {said}; there are " in done.stderr
+    assert done.returncode == 2 and f"argument {option}: {said}" in done.stderr
 
 
-def test_what_measures_a_model_of_ones_own_is_refused_without_one(host, tmp_path):
-    done = experiment(tmp_path, "noise", "--clip-vision", "clip.safetensors")
-    assert done.returncode == 2 and "--clip-vision: measures pictures of your own model" in done.stderr
+@pytest.mark.parametrize(("option", "value"), [("--clip-vision", "clip.safetensors"), ("--resolution", "512")])
+def test_what_is_for_a_model_of_ones_own_is_refused_without_one(host, tmp_path, option, value):
+    done = experiment(tmp_path, "noise", option, value)
+    assert done.returncode == 2 and f"{option}: is for a model of your own" in done.stderr
+
+
+def test_a_study_is_found_by_its_other_name(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dev.py experiment", "--comfyui", "c", "--base", "b", "--out", "o", "sweep"])
+    assert parse().name == "scales"
 
 
 def test_other_settings_go_to_the_world_beside_those_that_suit_it(host, tmp_path, monkeypatch):
