@@ -9,9 +9,8 @@ from typing import Any
 TRAIN: Mapping[str, float | int] = {"learning_rate": 1e-4, "word_vectors": 3, "word_learning_rate": 1e-3, "batch_size": 4}
 """Rates and batch for a network two hundred times smaller than SD 1.4, in 500 steps. One vector of its text encoder holds one property, such as "lime" or
 "striped", and a subject has several."""
-LOSS: Mapping[str, Any] = {"alignment_scale": 5.0, "personalization_scale": 2.5, "alignment_weight": 0.6}
-"""Appendix C's scales over three, as the sampler's guidance is about SD's over three: a prompt moves this model's prediction farther. With Eq. (6)'s weight of
-1 the subject pays for the prompt."""
+LOSS: Mapping[str, Any] = {"alignment_scale": 5.0, "personalization_scale": 2.5}
+"""Appendix C's scales over three, as the sampler's guidance is about SD's over three: a prompt moves this model's prediction farther."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from demo.make.grammar import AT_TIME, IN_PLACE, STYLED
 from experiments.world import Ask, Case
 
 
@@ -33,24 +34,9 @@ STANDARD = (
     Setting(style="watercolor", place="snow", time="sunset"),
 )
 """Four elements each, as in the paper: style, class, place, time."""
-STYLED = {
-    "sketch": "a sketch of {}",
-    "watercolor": "a watercolor of {}",
-    "cartoon": "a cartoon of {}",
-    "pixel art": "pixel art of {}",
-    "photo": "a photo of {}",
-}
-PLACED = {
-    "": "",
-    "Paris": " in Paris",
-    "desert": " in the desert",
-    "space": " in space",
-    "city": " in the city",
-    "beach": " on the beach",
-    "forest": " in the forest",
-    "snow": " in the snow",
-}
-TIMED = {"": "", "night": " at night", "sunset": " at sunset"}
+PLACES = ("Paris", "desert", "space", "city", "beach", "forest", "snow")
+"""All but the plain studio, which has no words."""
+NOTHING = ("",)
 INSPIRED_BY = " inspired by "
 
 
@@ -102,4 +88,5 @@ def _with_article(words: str) -> str:
 
 
 def _phrase(subjects: list[str], setting: Setting) -> str:
-    return STYLED[setting.style].format(" and ".join(subjects)) + PLACED[setting.place] + TIMED[setting.time]
+    said = (STYLED[setting.style][0].format(" and ".join(subjects)), IN_PLACE.get(setting.place, NOTHING)[0], AT_TIME.get(setting.time, NOTHING)[0])
+    return " ".join(part for part in said if part)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.contenders import Models
 from demo.make.creature import Creature
-from demo.make.grammar import ATTRIBUTES, Scene
+from demo.make.grammar import ATTRIBUTES, TIMES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, of_other_kinds, render
 from demo.settings import LOSS, SAMPLING, TRAIN
@@ -30,11 +30,12 @@ SPRITES = Path(__file__).resolve().parent / "sprites"
 CATEGORIES = {"cat": "animals", "dog": "animals", "elephant": "animals", "teapot": "objects", "robot": "objects", "car": "vehicles"}
 PAIRS = (("mochi", "biscuit"), ("earl", "bolt"))
 ARTWORK = Scene(kind="boat", style="watercolor", place="beach", time="sunset")
+STYLED_IMAGE = "similarity in the asked style"
 VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
 """Styles in which a creature can be recognized."""
 DRAWN = 60
 """Drawings of each instance: in all styles for the discriminants, in one for the ends of its scale."""
-METRICS = 4
+METRICS = 5
 """Raise it when what is measured changes."""
 LOOKS = frozenset({"mark", "color", "hat"})
 """What a creature looks like: a prompt that asks for other looks than the subject's does not ask for its likeness."""
@@ -94,6 +95,8 @@ class DemoWorld:
             "are of the judge's features along linear discriminants of the instances and of other creatures in its colors: color alone is no likeness. Other "
             "instances that these hardly tell from the subject are no measure. The base model draws some other instance, often below 0. Of two subjects it is "
             "the mean, and the judge, who sees one class in a picture, accepts either's. Prompts that ask for other looks than the subject's have none.",
+            f"{STYLED_IMAGE.capitalize()}: the same, of those pictures only in which the judge sees the asked style, if any. A copy of the training "
+            "picture, which ignores the prompt, is the easiest likeness; here it does not count.",
             f"Diversity: {told} between the pictures of one prompt.",
         )
 
@@ -125,21 +128,29 @@ class DemoWorld:
     @torch.inference_mode()
     def measure(self, case: Case, ask: Ask, pictures: Tensor) -> Mapping[str, float]:
         """The prompt's elements by the judge, the likeness to every subject of the case, and diversity."""
-        features, styles = self.judge.features(as_input(pictures)), self._styles(pictures, ask)
-        names = [] if LOOKS & ask.elements.keys() else [name for name in case.name.split("+") if name in CREATURES]
-        likenesses = [value for name in names for value in self._likenesses(name, features, styles)]
-        similar = {IMAGE: sum(likenesses) / len(likenesses)} if likenesses else {}
+        features = self.judge.features(as_input(pictures))
+        similar = {} if LOOKS & ask.elements.keys() else self._similar(case, ask, features, self._styles(pictures))
         different = mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(features)
         return {**elements_found(self.judge, ATTRIBUTES, ask, pictures), **similar, DIVERSITY: different}
 
-    def _styles(self, pictures: Tensor, ask: Ask) -> list[str]:
-        """The style that the judge sees in each picture; the asked one where it sees one that hides who is there."""
-        seen = [ATTRIBUTES["style"][number] for number in self.judge(as_input(pictures))["style"].argmax(dim=1).tolist()]
-        return [style if style in VISIBLE else ask.elements["style"][0] for style in seen]
+    def _similar(self, case: Case, ask: Ask, features: Tensor, seen: Sequence[str]) -> dict[str, float]:
+        """The mean over all pictures and subjects, and over the pictures in the asked style; without those that cannot be told."""
+        asked = ask.elements["style"][0]
+        styles = [style if style in VISIBLE else asked for style in seen]
+        names = [name for name in case.name.split("+") if name in CREATURES]
+        likenesses = [each for name in names for each in zip(seen, self._likenesses(name, features, styles), strict=True)]
+        told = {IMAGE: [value for _, value in likenesses], STYLED_IMAGE: [value for style, value in likenesses if style == asked]}
+        known = {metric: [value for value in values if value is not None] for metric, values in told.items()}
+        return {metric: sum(values) / len(values) for metric, values in known.items() if values}
 
-    def _likenesses(self, name: str, features: Tensor, styles: Sequence[str]) -> list[float]:
+    def _styles(self, pictures: Tensor) -> list[str]:
+        """The style that the judge sees in each picture."""
+        return [ATTRIBUTES["style"][number] for number in self.judge(as_input(pictures))["style"].argmax(dim=1).tolist()]
+
+    def _likenesses(self, name: str, features: Tensor, styles: Sequence[str]) -> list[float | None]:
+        """Of each picture, by the scale of its style; None where that style hardly tells the subject from others."""
         scales = [self._scale(name, style) for style in styles]
-        return [float(scale.likeness(row[None])) for row, scale in zip(features, scales, strict=True) if scale]
+        return [float(scale.likeness(row[None])) if scale else None for row, scale in zip(features, scales, strict=True)]
 
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def _scale(self, name: str, style: str) -> LikenessScale | None:
@@ -177,9 +188,9 @@ def _lacking(creature: Creature) -> dict[str, str]:
 
 def _any_scenes(count: int) -> list[Scene]:
     rng = np.random.default_rng(8)
-    place, time = list(demo_prompts.PLACED)[1:], ("day", "sunset", "night")
+    places = demo_prompts.PLACES
     return [
-        Scene(kind="", style=VISIBLE[number % len(VISIBLE)], place=place[rng.integers(len(place))], time=time[rng.integers(len(time))])
+        Scene(kind="", style=VISIBLE[number % len(VISIBLE)], place=places[rng.integers(len(places))], time=TIMES[rng.integers(len(TIMES))])
         for number in range(count)
     ]
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from demo.make import dataset, vae
 from demo.make.grammar import ATTRIBUTES
@@ -105,11 +104,7 @@ def _train(name: str, judge: Judge, loss_of: Callable[[int], Tensor], steps: int
     optimizer = torch.optim.AdamW(judge.train().parameters(), lr=rate, weight_decay=0.02)
     stage = Stage(name=name, modules=judge, optimizer=optimizer, steps=steps, until=until)
     keep_small_convolutions_in_float32(judge)
-    with tqdm(total=steps, desc=name, mininterval=20) as bar:
-        for step, loss in stage.steps_left(loss_of, warm_cosine(rate)):
-            bar.n = step
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update(0)
+    stage.train(loss_of, warm_cosine(rate))
 
 
 def _disturbed(images: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from demo.make import text
 from demo.make.dataset import SHARD, SHARDS, scene_of
@@ -51,13 +50,7 @@ def _train(name: str, unet: Any, steps: int, rate: Callable[[float], float], bat
     optimizer = torch.optim.AdamW(unet.parameters(), lr=rate(0), betas=(0.9, 0.99), weight_decay=0.01)
     stage = Stage(name=name, modules=unet, optimizer=optimizer, steps=steps, until=until, average=copy.deepcopy(unet), decay=0.9993)
     keep_small_convolutions_in_float32(unet)
-    smooth = None
-    with tqdm(total=steps, desc=name, mininterval=20) as bar:
-        for step, loss in stage.steps_left(lambda step: _loss(unet, *batch_of(step)), rate):
-            smooth = loss if smooth is None else 0.99 * smooth + 0.01 * loss
-            bar.n = step
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-            bar.update(0)
+    stage.train(lambda step: _loss(unet, *batch_of(step)), rate)
 
 
 def inverse_root(peak: float, warm: float = 0.01, flat: float = 0.1, cool: float = 0.2) -> Callable[[float], float]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from demo.make.paths import WORK
 
 SAVE_EVERY_SECONDS = 120.0
+SMOOTH = 0.99
+"""Of the loss that the progress bar shows, what is left of it after a step."""
 
 
 @dataclass(kw_only=True)
@@ -37,28 +40,35 @@ class Stage:
         """The file of its state."""
         return WORK / f"{self.name}.pt"
 
-    def steps_left(self, loss_of: Callable[[int], Tensor], learning_rate: Callable[[float], float]) -> Iterator[tuple[int, float]]:
-        """Train on; yields (step, loss) after each step.
+    def train(self, loss_of: Callable[[int], Tensor], learning_rate: Callable[[float], float]) -> None:
+        """Train on from where it was, to the end or to ``until``, with a progress bar; cut off anywhere, it goes on as if it had not been.
 
         Args:
             loss_of: from the number of the step, which also seeds what the step draws.
             learning_rate: from the part of the steps done, in [0, 1].
         """
         self._resume()
-        end = min(self.until or self.steps, self.steps)
-        while self.step < end:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step / self.steps)
-            loss = loss_of(self.step)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.step += 1
-            self._follow()
-            if time.monotonic() - self._saved > SAVE_EVERY_SECONDS or self.step == end:
-                self.save()
-            yield self.step, float(loss.detach())
+        end, smooth = min(self.until or self.steps, self.steps), None
+        with tqdm(total=self.steps, initial=self.step, desc=self.name, mininterval=20) as bar:
+            while self.step < end:
+                loss = self._step(loss_of, learning_rate(self.step / self.steps))
+                smooth = loss if smooth is None else SMOOTH * smooth + (1 - SMOOTH) * loss
+                if time.monotonic() - self._saved > SAVE_EVERY_SECONDS or self.step == end:
+                    self.save()
+                bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+                bar.update()
+
+    def _step(self, loss_of: Callable[[int], Tensor], rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of(self.step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._follow()
+        return float(loss.detach())
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -70,7 +80,7 @@ class Stage:
     def save(self) -> None:
         """Write the state, whole or not at all."""
         self._saved = time.monotonic()
-        state = {"modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {"modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "generator": torch.get_rng_state()}
         if self.average is not None:
             state["average"] = self.average.state_dict()
         torch.save(state, self.path.with_suffix(".partial"))
@@ -82,6 +92,7 @@ class Stage:
             self.modules.load_state_dict(state["modules"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
+            torch.set_rng_state(state["generator"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from demo.make.dataset import label_row
@@ -76,11 +75,7 @@ def train(until: int | None = None) -> None:
     reader = Reader().requires_grad_(True)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=PEAK_RATE, weight_decay=0.01)
     stage = Stage(name="text", modules=reader, optimizer=optimizer, steps=STEPS, until=until)
-    with tqdm(total=STEPS, desc="text", mininterval=20) as bar:
-        for step, loss in stage.steps_left(lambda step: _loss(reader, step), warm_cosine(PEAK_RATE)):
-            bar.n = step
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update(0)
+    stage.train(lambda step: _loss(reader, step), warm_cosine(PEAK_RATE))
 
 
 def _loss(reader: Reader, step: int) -> Tensor:

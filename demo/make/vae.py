@@ -58,11 +58,7 @@ def train_decoder(until: int | None = None) -> None:
         rng = np.random.default_rng([7, step])
         return _loss(vae, as_input(pixels[np.sort(rng.choice(len(pixels), BATCH, replace=False))]))
 
-    with tqdm(total=STEPS, desc="decoder", mininterval=20) as bar:
-        for step, loss in stage.steps_left(loss_of, warm_cosine(PEAK_RATE)):
-            bar.n = step
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update(0)
+    stage.train(loss_of, warm_cosine(PEAK_RATE))
 
 
 def with_encoder() -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments import demo_prompts
-from experiments.demo_world import ATTRIBUTES, CATEGORIES, CREATURES, DemoWorld, Scene, neighbors, of_other_kinds, render
+from experiments.demo_world import ATTRIBUTES, CATEGORIES, CREATURES, STYLED_IMAGE, DemoWorld, Scene, neighbors, of_other_kinds, render
 from experiments.judging import as_input, elements_found
 from experiments.world import DIVERSITY, IMAGE, TEXT, Ask
 
@@ -132,6 +132,15 @@ def test_a_prompt_for_other_looks_than_the_subjects_does_not_ask_for_its_likenes
     asked = {"style": ("cartoon",), "kind": ("cat",)}
     told = [trained.measure(case, Ask(name="", target="", clean="", elements=elements), pictures) for elements in (asked, {**asked, "color": ("red",)})]
     assert [IMAGE in each for each in told] == [True, False]
+
+
+def test_a_copy_that_ignores_the_asked_style_does_not_count_as_similar_in_it(trained):
+    case = trained.cases("single")[0]
+    sketches, photos = (trained.shown(CREATURES[case.name], [Scene(kind="", style=style, place="desert")] * 2, seed=1) for style in ("sketch", "photo"))
+    ask = Ask(name="", target="", clean="", elements={"style": ("sketch",), "kind": ("cat",)})
+    right, mixed, wrong = (trained.measure(case, ask, pictures) for pictures in (sketches, torch.cat([sketches, photos]), photos))
+    assert right[STYLED_IMAGE] == right[IMAGE] == pytest.approx(mixed[STYLED_IMAGE], rel=1e-3) and mixed[IMAGE] != pytest.approx(right[IMAGE], rel=1e-3)
+    assert IMAGE in wrong and STYLED_IMAGE not in wrong
 
 
 @pytest.mark.slow
