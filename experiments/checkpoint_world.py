@@ -109,14 +109,24 @@ class CheckpointWorld:
         """
         if kind == "composed":
             raise SystemExit("subjects: needs two subjects, which a checkpoint's run does not take yet; every other study takes your one subject.")
+        return [self._case]
+
+    @cached_property
+    def _case(self) -> Case:
         images = tuple(_picture(file) for file in _picture_files(self._given.images))
         taught = Taught(placeholder=PLACEHOLDER, class_word=self._given.class_word, personalization_prompt=f"a photo of {PLACEHOLDER}", images=images)
-        return [Case(name=self._given.images.name, category=self._given.class_word, taught=(taught,))]
+        return Case(name=self._given.images.name, category=self._given.class_word, taught=(taught,))
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
-        """The prompts of the file, all in order."""
-        lines = self._given.prompts.read_text(encoding="utf-8").splitlines()
+        """The prompts of the file, all in order.
+
+        Raises:
+            SystemExit: there is none, or one lacks the placeholder.
+        """
+        lines = self._given.prompts.read_text(encoding="utf-8-sig").splitlines()
         asks = [_ask(line, self._given.class_word) for line in lines if line.strip()]
+        if not asks:
+            raise SystemExit(f"--prompts: there is no prompt in {self._given.prompts}.")
         return [replace(ask, name=name) for ask, name in zip(asks, _distinct([ask.name for ask in asks]), strict=True)]
 
     @torch.inference_mode()
@@ -134,7 +144,7 @@ class CheckpointWorld:
 
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def _subject(self, embedder: Embedder) -> Tensor:
-        return torch.cat([embedder.seen(image[None]) for image in self.cases("single")[0].taught[0].images])
+        return torch.cat([embedder.seen(image[None]) for image in self._case.taught[0].images])
 
 
 def _small(pictures: Tensor) -> Tensor:

@@ -24,13 +24,12 @@ from experiments.judging import Judge, as_input, elements_found, lpips_network, 
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
 from experiments.store import file_fingerprint, fingerprint, read_pictures, write_whole
 from experiments.training import part
-from experiments.world import DIVERSITY, IMAGE, Ask, Case, Taught
+from experiments.world import DIVERSITY, IMAGE, STYLED_IMAGE, Ask, Case, Taught
 
 SPRITES = Path(__file__).resolve().parent / "sprites"
 CATEGORIES = {"cat": "animals", "dog": "animals", "elephant": "animals", "teapot": "objects", "robot": "objects", "car": "vehicles"}
 PAIRS = (("mochi", "biscuit"), ("earl", "bolt"))
 ARTWORK = Scene(kind="boat", style="watercolor", place="beach", time="sunset")
-STYLED_IMAGE = "similarity in the asked style"
 VISIBLE = ("photo", "cartoon", "sketch", "pixel art", "watercolor")
 """Styles in which a creature can be recognized."""
 DRAWN = 60

@@ -11,8 +11,8 @@ from scipy import stats
 CONFIDENCE = 0.95
 Key = tuple[str, int, str]
 """Subject, seed and prompt: what is compared in pairs."""
-Unit = tuple[str, int]
-"""Subject and seed: what counts as one measurement, however many prompts it has."""
+Unit = str | int
+"""What counts as one measurement, however many prompts and seeds it has: a subject. Where there is one subject only: a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Interval:
         """Whether the mean is above or below 0, or cannot be told from it."""
         if self.count < 2:
             return "one value only: nothing can be told"
+        if math.isclose(self.low, self.high, rel_tol=0, abs_tol=1e-12):
+            return "all values are the same: nothing can be told"
         if self.low <= 0 <= self.high:
             return "undecided: the interval includes 0"
         return "above 0" if self.low > 0 else "below 0"
@@ -55,11 +57,12 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def by_unit(values: Mapping[Key, float]) -> dict[Unit, float]:
-    """The mean over prompts of each subject and seed."""
-    prompts: dict[Unit, list[float]] = {}
+    """The mean of each subject over its seeds and prompts, as its seeds are much alike; of a lone subject, the mean of each seed over its prompts."""
+    alone = len({case for case, _, _ in values}) == 1
+    found: dict[Unit, list[float]] = {}
     for (case, seed, _), value in values.items():
-        prompts.setdefault((case, seed), []).append(value)
-    return {unit: math.fsum(each) / len(each) for unit, each in prompts.items()}
+        found.setdefault(seed if alone else case, []).append(value)
+    return {unit: math.fsum(each) / len(each) for unit, each in found.items()}
 
 
 def average(values: Mapping[Key, float]) -> Interval | None:
@@ -67,10 +70,16 @@ def average(values: Mapping[Key, float]) -> Interval | None:
     return interval(list(by_unit(values).values()))
 
 
+def shared(*measured: Mapping[Key, float]) -> list[dict[Key, float]]:
+    """What all have of the same subject, seed and prompt, in the same order."""
+    keys = sorted(set[Key].intersection(*(set(values) for values in measured)))
+    return [{key: values[key] for key in keys} for values in measured]
+
+
 def contrast(weighted: Sequence[tuple[float, Mapping[Key, float]]]) -> Interval | None:
     """The weighted sum of what all have of the same subject, seed and prompt: a linear statement about means that belong together."""
-    shared = set.intersection(*(set(values) for _, values in weighted))
-    return average({key: math.fsum(weight * values[key] for weight, values in weighted) for key in sorted(shared)})
+    belonging = shared(*(values for _, values in weighted))
+    return average({key: math.fsum(weight * values[key] for (weight, _), values in zip(weighted, belonging, strict=True)) for key in belonging[0]})
 
 
 def paired(first: Mapping[Key, float], second: Mapping[Key, float]) -> Interval | None:

@@ -17,8 +17,10 @@ ALIASES = {"sweep": "scales"}
 """Other names of studies."""
 OWN = ("checkpoint", "images", "class_word", "prompts")
 """What belongs together for a model of the user's."""
-LEAST = {"jobs": 1, "seeds": 1, "samples": 2, "prompt_count": 0}
+LEAST = {"jobs": 1, "seeds": 1, "samples": 2, "prompt_count": 0, "resolution": 64}
 """Of one picture there is no diversity."""
+STUDYS = {"steps": "--steps", "seed": "--seeds", "resolution": "--resolution", "method": "--conditions", "noise": "--conditions", "rescale": "--conditions"}
+"""Settings that a study compares or sets itself, and the options that choose among them."""
 
 
 def parse() -> argparse.Namespace:
@@ -34,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=_numbers, metavar="N,M", help="look after these numbers of steps; the last is where training ends")
     parser.add_argument("--samples", type=int, metavar="N", help="pictures of each prompt")
     parser.add_argument("--pictures", type=int, metavar="N", help="of each of the demo model's subjects to learn from, of five; usually 1")
-    parser.add_argument("--prompt-count", type=int, metavar="N", help="prompts of each subject; 0: all")
+    parser.add_argument("--prompt-count", type=int, metavar="N", help="prompts of each subject; 0: all, as usual for a model of your own")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours: shows that all works and little else")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="share the subjects out among N processes, for processors; on a GPU, leave it at 1")
     parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
@@ -75,8 +77,10 @@ def _settings(kind: type) -> Callable[[str], dict[str, object]]:
     """Reads JSON that gives fields of a dataclass."""
 
     def read(text: str) -> dict[str, object]:
-        given, known = json.loads(text), [field.name for field in fields(kind)]
+        given, known = json.loads(text), [field.name for field in fields(kind) if kind is Sampling or field.name not in STUDYS]
         unknown = [name for name in given if name not in known] if isinstance(given, dict) else [text]
+        if theirs := [f"{name} is the study's own; choose it with {STUDYS[name]}" for name in unknown if name in STUDYS]:
+            raise argparse.ArgumentTypeError("; ".join(theirs))
         if unknown:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is not a setting; there are {', '.join(known)}")
         try:
@@ -91,6 +95,8 @@ def _settings(kind: type) -> Callable[[str], dict[str, object]]:
 def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
     if options.publish and options.quick:
         parser.error("--publish: a quick run measures too little to be published")
+    if options.publish and options.checkpoint:
+        parser.error("--publish: docs/results is about the demo model; your report stays where it is written")
     _check_numbers(parser, options)
     _check_own(parser, options)
     return options
@@ -118,3 +124,5 @@ def _check_own(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     for name in ("checkpoint", "images", "prompts", "clip_vision", "clip_text"):
         if (path := getattr(options, name)) and not path.exists():
             parser.error(f"--{name.replace('_', '-')}: there is no {path}")
+    if options.images and not options.images.is_dir():
+        parser.error(f"--images: {options.images} is not a folder")

@@ -6,15 +6,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from experiments import figures, sheets
 from experiments.goals import goal_lines
-from experiments.intervals import Key, average, interval, paired
+from experiments.intervals import Interval, Key, average, by_unit, paired
 from experiments.laboratory import costs_of, rows_of, strips, unstable
 from experiments.results import Cost, Row, at_equal_steps, values, write_csv
 from experiments.store import replaced
 from experiments.study import Condition, Plan
-from experiments.world import Case
+from experiments.world import STYLED_IMAGE, Case
 
 BASELINE = "none"
 MIB = 2**20
@@ -95,21 +96,24 @@ def conditions_table(conditions: Sequence[Condition]) -> str:
     """What each condition changes."""
     lines: list[list[str]] = []
     for condition in conditions:
-        changed = [f"{name} {value}" for name, value in {**condition.loss, **condition.train}.items()]
+        changed = [f"{name} {value}" for name, value in condition.loss.items()]
         changed += [f"{name} x {factor:.3g}" for name, factor in condition.loss_factors.items()]
         lines.append([condition.name, ", ".join(changed) or "nothing" if condition.trained else f"not trained: {condition.pictures} pictures"])
     return table(["condition", "changes"], lines)
 
 
 def _goals(found: Findings) -> list[str]:
-    lines = goal_lines(found.rows, found.plan.study.lead, has_scale=found.plan.world.truth is not None)
+    if not found.plan.study.has_goals:
+        return []
+    lines = goal_lines(found.rows, has_scale=found.plan.world.truth is not None)
     return ["\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _reading(found: Findings) -> list[str]:
     return [
-        f"Every number is a mean over units, {_units(found.rows)} in all, each a subject with a seed (prompts and pictures averaged first); intervals are 95 % "
-        "(Student's t). Seeds of one subject are not wholly independent, so with few subjects the intervals are somewhat too narrow for other subjects.",
+        f"Every number is a mean over units, {units(found.rows)} in all where it does not say how many: subjects, whose seeds, prompts and pictures are "
+        "averaged first, as they are much alike. Of a lone subject each seed is a unit, and nothing is said of others. Intervals are 95 % (Student's t).",
+        "Seconds: the median, and the least and the most; how busy the machine was is in them.",
         "Peak memory: on a CPU all that the process had, on a GPU what PyTorch had given out.",
         "Differences are taken in pairs, on the same subjects, prompts, seeds and noise, after the last step that both were looked at. "
         "Nothing is corrected for the number of comparisons.",
@@ -119,19 +123,19 @@ def _reading(found: Findings) -> list[str]:
 def means_table(rows: Sequence[Row]) -> str:
     """Every condition's metrics after its last step."""
     told = figures.metrics(rows)
-    lines = [[name, *(_cell(values(rows, name, metric)) for metric in told)] for name in figures.names(rows)]
+    lines = [[name, *(_cell(values(rows, name, metric), units(rows)) for metric in told)] for name in figures.names(rows)]
     return table(["condition", *told], lines)
 
 
 def differences_table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
     """Every condition minus the baseline, with what can be told of the sign."""
-    told = [metric for metric in figures.metrics(rows) if metric in figures.HEADLINES]
+    told = [metric for metric in figures.metrics(rows) if metric in (*figures.HEADLINES, STYLED_IMAGE)]
     lines: list[list[str]] = []
     for name in [name for name in figures.names(rows) if name != baseline]:
         for metric in told:
             difference = paired(*at_equal_steps(rows, metric, name, baseline))
             if difference:
-                lines.append([name, metric, str(difference), difference.verdict])
+                lines.append([name, metric, _of(difference, units(rows)), difference.verdict])
     return table(["condition", "metric", f"minus {baseline}", ""], lines)
 
 
@@ -141,12 +145,14 @@ def _step_table(found: Findings) -> list[str]:
         return []
     told = [metric for metric in figures.metrics(found.rows) if metric in figures.HEADLINES]
     looks = [(name, step) for name in figures.names(found.rows) for step in figures.steps(found.rows, name) if step]
-    lines = [[name, str(step), *(_cell(values(found.rows, name, metric, step=step)) for metric in told)] for name, step in looks]
+    count = units(found.rows)
+    lines = [[name, str(step), *(_cell(values(found.rows, name, metric, step=step), count) for metric in told)] for name, step in looks]
     return ["## By steps", table(["condition", "steps", *told], lines)]
 
 
-def _units(rows: Sequence[Row]) -> int:
-    return len({(row.case, row.seed) for row in rows})
+def units(rows: Sequence[Row]) -> int:
+    """How many there are to average over."""
+    return len(by_unit({(row.case, row.seed, row.ask): row.value for row in rows}))
 
 
 def _along_table(found: Findings) -> list[str]:
@@ -159,7 +165,7 @@ def _along_table(found: Findings) -> list[str]:
     for group in groups:
         rows = [row for row in found.rows if getattr(row, along) == group]
         part = replace(found, rows=rows)
-        parts += [f"### {along}: {group} ({_counted({_units(rows)}, 'unit')})", *_goals(part), means_table(rows)]
+        parts += [f"### {along}: {group} ({_counted({units(rows)}, 'unit')})", *_goals(part), means_table(rows)]
     return parts
 
 
@@ -169,8 +175,9 @@ def cost_table(costs: Sequence[Cost]) -> str:
     for name in dict.fromkeys(cost.condition for cost in costs):
         last = max(cost.step for cost in costs if cost.condition == name)
         taken = [cost for cost in costs if cost.condition == name and cost.step == last]
-        seconds, peak = interval([cost.seconds for cost in taken]), max(cost.peak_memory for cost in taken)
-        lines.append([name, str(last), f"{seconds.mean:.1f}" if seconds else "", f"{peak / MIB:.0f}", str(len(taken)), taken[0].device])
+        seconds, peak = [cost.seconds for cost in taken], max(cost.peak_memory for cost in taken)
+        spread = f"{median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        lines.append([name, str(last), spread, f"{peak / MIB:.0f}", str(len(taken)), taken[0].device])
     return table(["condition", "steps", "seconds", "peak memory, MiB", "trainings", "device"], lines)
 
 
@@ -180,5 +187,11 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
-def _cell(measured: Mapping[Key, float]) -> str:
-    return str(average(measured) or "")
+def _cell(measured: Mapping[Key, float], count: int) -> str:
+    found = average(measured)
+    return _of(found, count) if found else ""
+
+
+def _of(found: Interval, count: int) -> str:
+    """A number, and of how many units where it is not all."""
+    return str(found) if found.count == count else f"{found} ({found.count})"

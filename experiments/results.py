@@ -58,20 +58,20 @@ def chosen(rows: Iterable[Row], **wanted: object) -> list[Row]:
 
 
 def last_step(rows: Iterable[Row], condition: str) -> int:
-    """The last step at which a condition was looked at; 0 for the base model."""
+    """The last step after which a condition was looked at, whatever could be measured there; 0 for the base model."""
     return max((row.step for row in rows if row.condition == condition), default=0)
 
 
-def values(rows: Iterable[Row], condition: str, metric: str, **wanted: object) -> dict[Key, float]:
+def values(rows: Sequence[Row], condition: str, metric: str, **wanted: object) -> dict[Key, float]:
     """A condition's numbers, of its last step where none is wanted, for each subject, seed and prompt."""
     found = chosen(rows, condition=condition, metric=metric, **wanted)
-    step = wanted.get("step", last_step(found, condition))
+    step = wanted.get("step", last_step(rows, condition))
     return {(row.case, row.seed, row.ask): row.value for row in found if row.step == step}
 
 
 def at_equal_steps(rows: Sequence[Row], metric: str, *conditions: str) -> list[dict[Key, float]]:
     """The numbers of conditions after the last step that all trained ones have in common; of what is not trained, its only ones."""
-    steps = [{row.step for row in chosen(rows, condition=name, metric=metric)} - {0} for name in conditions]
+    steps = [{row.step for row in chosen(rows, condition=name)} - {0} for name in conditions]
     trained = [each for each in steps if each]
     last = max(set.intersection(*trained), default=None) if trained else 0
     return [values(rows, name, metric, step=last if each else 0) for name, each in zip(conditions, steps, strict=True)]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.options import OWN, parse
-from experiments.store import replaced
+from experiments.store import replaced, slug
 from experiments.studies import STUDIES
 from experiments.study import Condition, Plan, Study, quick
 from experiments.world import World
@@ -32,7 +32,8 @@ def conditions_of(study: Study, wanted: tuple[str, ...]) -> tuple[Condition, ...
 
 def study_of(options: argparse.Namespace) -> Study:
     """The study with what the options change."""
-    study = quick(STUDIES[options.name]) if options.quick else STUDIES[options.name]
+    whole = STUDIES[options.name]
+    study = quick(whole) if options.quick else replace(whole, prompts=0) if options.checkpoint else whole
     wanted = {
         "seeds": options.seeds,
         "looks": options.steps,
@@ -95,6 +96,12 @@ def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
         torch.set_num_threads(threads)
 
 
+def report_folder(options: argparse.Namespace) -> Path:
+    """Where the report belongs: those of quick runs and of every model and subject of one's own beside those of the demo model."""
+    own = [slug(options.checkpoint.stem), slug(options.images.name)] if options.checkpoint else []
+    return options.out / "-".join([options.name, *own, *(["quick"] if options.quick else [])])
+
+
 def publish(report: Path, folder: Path, title: str) -> Path:
     """Copy a report with its figures to ``folder``, in an earlier one's place, and list it in ``results.md`` beside it."""
     with replaced(folder / report.parent.name) as new:
@@ -107,12 +114,25 @@ def publish(report: Path, folder: Path, title: str) -> Path:
 
 
 def main() -> None:
-    """Carry the study out and report."""
+    """Carry the study out and report.
+
+    Raises:
+        SystemExit: an input cannot be used as it is given.
+    """
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that helpers are stopped, too
     from bench.choice import ROOT, use_host
 
     use_host(options)
+    from experiments.training import part
+
+    try:
+        _carry_out_and_report(options, ROOT)
+    except part("palp_train.errors").PalpError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _carry_out_and_report(options: argparse.Namespace, root: Path) -> None:
     from experiments.laboratory import carry_out
     from experiments.report import write_report
 
@@ -124,10 +144,10 @@ def main() -> None:
         carry_out_with_helpers(plan, cells, options.jobs)
     if not options.report_only:
         carry_out(plan, cells)
-    report = write_report(plan, cells, options.out / (f"{options.name}-quick" if options.quick else options.name))
+    report = write_report(plan, cells, report_folder(options))
     print(f"The report: {report}")
     if options.publish:
-        print(f"Listed in {publish(report, ROOT / 'docs' / 'results', plan.study.title)}")
+        print(f"Listed in {publish(report, root / 'docs' / 'results', plan.study.title)}")
 
 
 if __name__ == "__main__":

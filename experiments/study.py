@@ -18,8 +18,6 @@ class Condition:
     """Fields of LossConfig."""
     loss_factors: Mapping[str, float] = field(default_factory=dict)
     """How many times what suits the world's model a field of LossConfig is."""
-    train: Mapping[str, object] = field(default_factory=dict)
-    """Fields of TrainConfig."""
     pictures: Literal["trained", "pre-trained", "drawn"] = "trained"
     """Whose they are: the personalized model's, the pre-trained model's under the clean prompt, or true ones of the subject, which only some worlds have."""
 
@@ -52,8 +50,8 @@ class Study:
     prompts: int = 3
     """For each case, at most; 0: all."""
     samples: int = 8
-    lead: str = "palp"
-    """The condition that the goals are about."""
+    has_goals: bool = True
+    """Whether it can tell if the method's goals, which are about one subject, are reached."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import PACK
-from experiments.store import CellFiles, fingerprint, picture_fingerprint, read_json, slug, write_json, write_whole
+from experiments.store import CellFiles, fingerprint, read_json, slug, write_json, write_whole
 from experiments.study import Cell
 from experiments.world import World
 
@@ -22,16 +22,20 @@ def part(name: str) -> Any:
 
 def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     """Where a cell's files are: a folder named after everything that its training depends on."""
+    if not cell.condition.trained:
+        return _folder_of(cell, [world.identity, cell.seed, *([world.ruler] if cell.condition.pictures == "drawn" else [])], folder)
     facts = [
         world.identity,
         asdict(loss_config(cell, world)),
         _without_steps(cell, world),
-        [(t.personalization_prompt, t.class_word, *map(picture_fingerprint, t.images)) for t in cell.case.taught],
+        [(t.personalization_prompt, t.class_word, *t.fingerprints) for t in cell.case.taught],
     ]
     if cell.condition.sees_prompt:
         facts.append([cell.asks[0].target, cell.asks[0].clean])
-    if not cell.condition.trained:
-        facts = [world.identity, cell.seed, *([world.ruler] if cell.condition.pictures == "drawn" else [])]
+    return _folder_of(cell, facts, folder)
+
+
+def _folder_of(cell: Cell, facts: object, folder: Path) -> CellFiles:
     return CellFiles(folder=folder / f"{slug(cell.title)}-{fingerprint(facts)}")
 
 
@@ -44,7 +48,7 @@ def loss_config(cell: Cell, world: World) -> Any:
 def train_config(cell: Cell, world: World) -> Any:
     """The cell's TrainConfig."""
     settings = {"steps": max(1, *cell.looks), "seed": cell.seed, "resolution": world.sampling.resolution}
-    return part("palp_train.config").TrainConfig(**{**settings, **world.train, **cell.condition.train})
+    return part("palp_train.config").TrainConfig(**{**settings, **world.train})
 
 
 def _without_steps(cell: Cell, world: World) -> dict[str, object]:
@@ -82,8 +86,8 @@ def looks_of(cell: Cell, files: CellFiles) -> list[int]:
 
 def train(cell: Cell, world: World, files: CellFiles) -> Iterator[int]:
     """Train and keep what was learned at each look; yields the number of each step made. An unstable training ends early, which is noted."""
-    last, job, seconds = steps_missing(cell, files), job_of(cell, world), dict[int, float]()
-    with part("nodes.host.training").prepared(job) as training, part("nodes.host.meter").Meter(training.session.device) as meter:
+    last, job, seconds, host = steps_missing(cell, files), job_of(cell, world), dict[int, float](), part("nodes.host.training")
+    with host.memory_advice(job), host.prepared(job) as training, part("nodes.host.meter").Meter(training.session.device) as meter:
         try:
             for report in training.steps():
                 seconds[report.step] = report.seconds

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
 from bench.contenders import Models
 from demo.settings import Sampling
+from experiments.store import picture_fingerprint
 
 TEXT, IMAGE, DIVERSITY = "text alignment", "subject similarity", "diversity"
 """The metrics that every report leads with. More of one is better."""
+STYLED_IMAGE = "similarity in the asked style"
+"""Of those pictures only whose style is the asked one: a copy of a training picture, which ignores the prompt, is the easiest likeness."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,11 @@ class Taught:
     class_word: str
     personalization_prompt: str
     images: tuple[Tensor, ...]
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """One for each picture, which changes when the picture does."""
+        return tuple(picture_fingerprint(image) for image in self.images)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ def run(job: Job) -> Outcome:
         InputError: an input cannot be used, or memory ran out; nothing is kept.
         UnstableTrainingError: the loss stopped being finite.
     """
-    with _memory_advice(job), prepared(job) as training:
+    with memory_advice(job), prepared(job) as training:
         with Meter(training.session.device) as meter:
             expected = training.needed and training.needed + meter.in_use()
             reports = list(_shown(training.steps(), job.train.steps))
@@ -177,7 +177,7 @@ def trainable_denoisers(patcher: Any, lora: Lora) -> tuple[HostDenoiser, HostDen
 
 
 @contextmanager
-def _memory_advice(job: Job) -> Generator[None, None, None]:
+def memory_advice(job: Job) -> Generator[None, None, None]:
     """Within: where memory runs out, the error names the input to change first."""
     try:
         yield

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import demo_prompts
-from experiments.demo_world import ATTRIBUTES, CATEGORIES, CREATURES, STYLED_IMAGE, DemoWorld, Scene, neighbors, of_other_kinds, render
+from experiments.demo_world import ATTRIBUTES, CATEGORIES, CREATURES, VISIBLE, DemoWorld, Scene, neighbors, of_other_kinds, render
 from experiments.judging import as_input, elements_found
-from experiments.world import DIVERSITY, IMAGE, TEXT, Ask
+from experiments.world import DIVERSITY, IMAGE, STYLED_IMAGE, TEXT, Ask
 
 MERGES = Path(__file__).resolve().parents[2] / "demo" / "weights" / "tokenizer" / "merges.txt"
 
@@ -39,7 +38,8 @@ def trained(pack):
 
 
 def every_ask(world):
-    return [ask for kind in ("single", "composed") for case in world.cases(kind) for ask in world.asks("standard", case)]
+    kinds = (("single", "standard"), ("single", "complexity"), ("composed", "standard"))
+    return [ask for cases, asks in kinds for case in world.cases(cases) for ask in world.asks(asks, case)]
 
 
 def test_there_are_six_subjects_of_three_categories(world):
@@ -157,5 +157,5 @@ def test_notes_name_every_leading_metric(world):
     assert all(any(note.lower().startswith(metric) for note in world.notes) for metric in (TEXT, IMAGE, DIVERSITY))
 
 
-def test_every_style_asked_for_shows_who_it_is():
-    assert {setting.style for setting in demo_prompts.STANDARD} <= {"photo", "cartoon", "sketch", "pixel art", "watercolor"}
+def test_every_style_asked_for_shows_who_it_is(world):
+    assert {style for ask in every_ask(world) for style in ask.elements["style"]} <= set(VISIBLE)

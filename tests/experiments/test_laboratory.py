@@ -8,7 +8,7 @@ import torch
 from small_world import SmallWorld
 
 from experiments.laboratory import carry_out, costs_of, rows_of
-from experiments.report import write_report
+from experiments.report import means_table, write_report
 from experiments.results import Row, at_equal_steps, values
 from experiments.store import CellFiles, read_pictures, write_json, write_pictures, write_whole
 from experiments.studies import STUDIES
@@ -155,6 +155,7 @@ def test_a_subject_of_two_is_trained_together(world, tmp_path):
     plan = Plan(study=study, world=world)
     carry_out(plan, tmp_path)
     assert {row.case for row in rows_of(plan, tmp_path)} == {"a+b"}
+    assert "goal" not in write_report(plan, tmp_path, tmp_path / "report").read_text()
 
 
 def test_an_interrupted_file_does_not_get_its_name(tmp_path):
@@ -179,6 +180,18 @@ def test_conditions_are_compared_after_the_last_step_that_both_were_looked_at():
     rows = [Row(**about, condition=name, step=step, value=float(step)) for name, each in steps.items() for step in each]
     assert values(rows, "none", "m") == {("a", 0, "ask"): 3.0}
     assert at_equal_steps(rows, "m", "base", "none", "palp") == [{("a", 0, "ask"): value} for value in (0.0, 2.0, 2.0)]
+
+
+def test_what_cannot_be_measured_after_the_last_step_is_not_replaced_by_an_earlier_look():
+    about = dict(case="a", category="", elements=1, seed=0, condition="none", ask="ask")
+    rows = [Row(**about, metric="m", step=1, value=0.5), Row(**about, metric="other", step=2, value=0.5)]
+    assert values(rows, "none", "m") == {} and values(rows, "none", "other") == {("a", 0, "ask"): 0.5}
+
+
+def test_a_number_of_fewer_subjects_says_so():
+    about = dict(category="", elements=1, seed=0, step=0, condition="base", ask="ask")
+    rows = [Row(**about, case=case, metric=metric, value=value) for case, metric, value in (("a", "m", 0.1), ("b", "m", 0.3), ("a", "n", 0.1))]
+    assert means_table(rows).splitlines()[-1].endswith("| 0.100 (1) |")
 
 
 def test_a_training_can_be_looked_at_before_it_was_found_unstable(plan, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.demo_world import DemoWorld
 from experiments.options import parse
-from experiments.run import conditions_of, publish, world_of
+from experiments.run import conditions_of, publish, report_folder, study_of, world_of
 from experiments.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +23,15 @@ def experiment(out, *arguments):
     return subprocess.run([sys.executable, "-m", "experiments.run", *places, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def own(folder, checkpoint, class_word="cat", prompts="a sketch of [V] in Paris | sketch | Paris\n"):
+    """Options for a checkpoint with one picture of a cat."""
+    (folder / "cat").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "cat" / "1.png")
+    (folder / "prompts.txt").write_text(prompts)
+    files = ("--checkpoint", checkpoint, "--images", folder / "cat", "--class-word", class_word, "--prompts", folder / "prompts.txt", "--resolution", "64")
+    return tuple(map(str, files))
+
+
 def test_a_model_of_ones_own_needs_its_pictures_and_prompts(host, tmp_path):
     done = experiment(tmp_path, "ablation", "--checkpoint", "model.safetensors")
     assert done.returncode == 2 and "belong together" in done.stderr
@@ -31,6 +40,35 @@ def test_a_model_of_ones_own_needs_its_pictures_and_prompts(host, tmp_path):
 def test_a_quick_run_is_not_published(host, tmp_path):
     done = experiment(tmp_path, "ablation", "--quick", "--publish")
     assert done.returncode == 2 and "too little" in done.stderr
+
+
+def test_a_report_of_ones_own_model_is_not_published(host, checkpoint, tmp_path):
+    done = experiment(tmp_path, "ablation", *own(tmp_path, checkpoint), "--publish")
+    assert done.returncode == 2 and "--publish: docs/results is about the demo model" in done.stderr
+
+
+def test_a_file_in_place_of_a_folder_of_pictures_is_refused(host, checkpoint, tmp_path):
+    options = list(own(tmp_path, checkpoint))
+    options[options.index("--images") + 1] += "/1.png"
+    done = experiment(tmp_path, "ablation", *options)
+    assert done.returncode == 2 and "1.png is not a folder" in done.stderr
+
+
+@pytest.mark.parametrize(("changed", "said"), [({"prompts": "\n"}, "--prompts: there is no prompt in "), ({"class_word": "a [V]"}, "class_word: ")])
+def test_what_only_the_work_finds_is_refused_in_a_sentence(host, checkpoint, tmp_path, changed, said):
+    done = experiment(tmp_path, "noise", *own(tmp_path, checkpoint, **changed))
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(said) and "Traceback" not in done.stderr
+
+
+def test_all_prompts_of_ones_own_are_studied_and_reports_are_kept_apart(host, tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "prompts.txt").touch()
+    files = ("--checkpoint", tmp_path / "cat", "--images", tmp_path / "cat", "--class-word", "cat", "--prompts", tmp_path / "prompts.txt")
+    places = ("--comfyui", "c", "--base", "b", "--out", "o")
+    monkeypatch.setattr(sys, "argv", ["dev.py experiment", *places, "ablation", *map(str, files)])
+    assert study_of(parse()).prompts == 0 and report_folder(parse()) == Path("o/ablation-cat-cat")
+    monkeypatch.setattr(sys, "argv", ["dev.py experiment", *places, "ablation"])
+    assert study_of(parse()).prompts == STUDIES["ablation"].prompts and report_folder(parse()) == Path("o/ablation")
 
 
 def test_a_published_report_is_listed_once(tmp_path):
@@ -77,6 +115,8 @@ def test_a_number_out_of_range_is_refused_by_name(host, tmp_path, option, value)
         ("--loss", '{"alpha": 5}', "alpha is not a setting; there are "),
         ("--train", "[1]", "[1] is not a setting; there are "),
         ("--train", '{"rank": 0}', "rank: 0 is out of range"),
+        ("--train", '{"steps": 5}', "steps is the study's own; choose it with --steps"),
+        ("--loss", '{"noise": "independent"}', "noise is the study's own; choose it with --conditions"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_what_can(host, tmp_path, option, value, said):
@@ -111,16 +151,14 @@ def test_a_quick_ablation_of_the_demo_model_by_two_processes_ends_in_a_report(ho
     assert done.returncode == 0, done.stderr
     assert "100%" in (tmp_path / "ablation-helpers.log").read_text()
     text = (tmp_path / "ablation-quick" / "report.md").read_text()
-    assert "wins back" in text or "nothing to win back" in text
+    assert "Prompt: " in text and "| palp | 4 |" in text
 
 
 @pytest.mark.slow
 def test_a_quick_study_of_a_checkpoint_ends_in_a_report(host, checkpoint, tmp_path):
-    (tmp_path / "cat").mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "cat" / "1.png")
-    (tmp_path / "prompts.txt").write_text("a sketch of [V] in Paris | sketch | Paris\n")
-    given = ("--checkpoint", checkpoint, "--images", tmp_path / "cat", "--class-word", "cat", "--prompts", tmp_path / "prompts.txt", "--resolution", "64")
+    given = own(tmp_path, checkpoint)
     short = ("--quick", "--steps", "1", "--samples", "2", "--seeds", "1", "--train", '{"rank": 2}', "--sampling", '{"steps": 2}')
-    done = experiment(tmp_path, "noise", *map(str, given), *short)
+    done = experiment(tmp_path, "noise", *given, *short)
     assert done.returncode == 0, done.stderr
-    assert "## Cost" in (tmp_path / "noise-quick" / "report.md").read_text()
+    (report,) = tmp_path.glob("noise-*-cat-quick/report.md")
+    assert "## Cost" in report.read_text()
