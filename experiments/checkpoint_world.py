@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import chain, count
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,8 @@ from experiments.store import file_fingerprint, fingerprint, slug
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, TEXT, Ask, Case, Taught
 
-PLACEHOLDER = "[V]"
-METRICS = 2
+PLACEHOLDER = re.compile(r"\[(V\d*)\]")
+METRICS = 3
 """Raise it when what is measured changes."""
 SAMPLING = Sampling(resolution=512, guidance=7.5)
 """What suits SD 1.x."""
@@ -35,10 +37,13 @@ class Given:
     """What the user names on the command line."""
 
     checkpoint: Path
-    images: Path
-    class_word: str
+    images: Sequence[Path]
+    """A folder of pictures for each subject."""
+    class_word: Sequence[str]
+    """One for each folder."""
     prompts: Path
-    """One prompt a line with [V]; behind bars, if wanted, its elements: a sketch of [V] in Paris | a sketch | in Paris."""
+    """One prompt a line with [V], or with [V1], [V2] where subjects are taught together; behind bars, if wanted, its elements: a sketch of [V] in Paris | a
+    sketch | in Paris."""
     clip_vision: Path | None = None
     clip_text: Path | None = None
     train: Mapping[str, object] = field(default_factory=dict)
@@ -47,17 +52,17 @@ class Given:
 
 
 class CheckpointWorld:
-    """One subject of the user's on a model of the user's."""
+    """Subjects of the user's on a model of the user's."""
 
     truth = None
-    """Nobody can draw the user's subject."""
+    """Nobody can draw the user's subjects."""
 
     def __init__(self, given: Given) -> None:
         """Load what measures, so that a wrong file is refused before any work; the checkpoint is loaded when it is first asked for."""
         self._given = given
         self._embedder = embedder_of(given.clip_vision, given.clip_text) if given.clip_vision else None
         self.train, self.loss, self.sampling = given.train, given.loss, given.sampling
-        self.title = f"{given.checkpoint.name}, {given.images.name} ({given.class_word})"
+        self.title = f"{given.checkpoint.name}, {', '.join(f'{folder.name} ({word})' for folder, word in zip(given.images, given.class_word, strict=True))}"
 
     @property
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
@@ -76,15 +81,16 @@ class CheckpointWorld:
     @property
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def identity(self) -> str:
-        """Of the checkpoint and the pictures."""
-        return file_fingerprint(self._given.checkpoint, *_picture_files(self._given.images))
+        """Of the checkpoint."""
+        return file_fingerprint(self._given.checkpoint)
 
     @property
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def ruler(self) -> str:
-        """Of the CLIP files and of what diversity is measured with."""
+        """Of the CLIP files, of the pictures that others are compared with and of what diversity is measured with."""
         clips = [file for file in (self._given.clip_vision, self._given.clip_text) if file]
-        return fingerprint([METRICS, file_fingerprint(*clips), self._lpips is not None])
+        pictures = {case.name: [taught.fingerprints for taught in case.taught] for case in self._single}
+        return fingerprint([METRICS, file_fingerprint(*clips), pictures, self._lpips is not None])
 
     @property
     def notes(self) -> Sequence[str]:
@@ -97,34 +103,42 @@ class CheckpointWorld:
         different = "mean LPIPS (AlexNet)" if self._lpips else otherwise
         return (
             f"Text alignment: {told}.",
-            f"Subject similarity: {similar}. There is no other instance that would give it a scale.",
+            f"Subject similarity: {similar}; of several subjects the mean. There is no other instance that would give it a scale.",
             f"Diversity: {different}; over all pairs of pictures of one prompt.",
         )
 
     def cases(self, kind: str) -> Sequence[Case]:
-        """The one subject.
+        """The subjects, each as [V]; or all together, as [V1], [V2] and so on.
 
         Raises:
-            SystemExit: several are asked for.
+            SystemExit: there is but one to be taught together.
         """
-        if kind == "composed":
-            raise SystemExit("subjects: needs two subjects, which a checkpoint's run does not take yet; every other study takes your one subject.")
-        return [self._case]
+        if kind == "single":
+            return self._single
+        if len(self._single) < 2:
+            raise SystemExit("--images: this study teaches subjects together; give it a folder for each, and as many words to --class-word.")
+        return [self._together]
 
     @cached_property
-    def _case(self) -> Case:
-        images = tuple(_picture(file) for file in _picture_files(self._given.images))
-        taught = Taught(placeholder=PLACEHOLDER, class_word=self._given.class_word, personalization_prompt=f"a photo of {PLACEHOLDER}", images=images)
-        return Case(name=self._given.images.name, category=self._given.class_word, taught=(taught,))
+    def _single(self) -> list[Case]:
+        names = _distinct([folder.name for folder in self._given.images])
+        subjects = zip(names, self._given.images, self._given.class_word, strict=True)
+        return [Case(name=name, category=word, taught=(_taught("[V]", word, _pictures(folder)),)) for name, folder, word in subjects]
+
+    @cached_property
+    def _together(self) -> Case:
+        subjects = [case.taught[0] for case in self._single]
+        taught = tuple(_taught(f"[V{number}]", each.class_word, each.images) for number, each in enumerate(subjects, start=1))
+        return Case(name="+".join(case.name for case in self._single), category=f"{len(subjects)} subjects", taught=taught)
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
         """The prompts of the file, all in order.
 
         Raises:
-            SystemExit: there is none, or one lacks the placeholder.
+            SystemExit: there is none, or one lacks a subject.
         """
         lines = self._given.prompts.read_text(encoding="utf-8-sig").splitlines()
-        asks = [_ask(line, self._given.class_word) for line in lines if line.strip()]
+        asks = [_ask(line, case) for line in lines if line.strip()]
         if not asks:
             raise SystemExit(f"--prompts: there is no prompt in {self._given.prompts}.")
         return [replace(ask, name=name) for ask, name in zip(asks, _distinct([ask.name for ask in asks]), strict=True)]
@@ -136,15 +150,15 @@ class CheckpointWorld:
         seen = embedder.seen(pictures) if embedder else _small(pictures)
         measures[DIVERSITY] = mean_pairwise_lpips(self._lpips, pictures) if self._lpips else mean_pairwise_distance(seen)
         if embedder:
-            measures[IMAGE] = mean_similarity(seen, self._subject(embedder))
+            measures[IMAGE] = mean(mean_similarity(seen, self._subject(embedder, taught)) for taught in case.taught)
         if embedder and embedder.text:
             texts = {TEXT: ask.clean, **{name: text for name, (text, *_) in ask.elements.items()}}
             measures |= {name: mean_similarity(seen, embedder.told(text)) for name, text in texts.items()}
         return measures
 
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
-    def _subject(self, embedder: Embedder) -> Tensor:
-        return torch.cat([embedder.seen(image[None]) for image in self._case.taught[0].images])
+    def _subject(self, embedder: Embedder, taught: Taught) -> Tensor:
+        return torch.cat([embedder.seen(image[None]) for image in taught.images])
 
 
 def _small(pictures: Tensor) -> Tensor:
@@ -152,18 +166,20 @@ def _small(pictures: Tensor) -> Tensor:
     return functional.interpolate(pictures.movedim(-1, 1) - 0.5, size=(32, 32), mode="area").flatten(1)
 
 
-def _ask(line: str, class_word: str) -> Ask:
+def _ask(line: str, case: Case) -> Ask:
     """The prompt of a line.
 
     Raises:
-        SystemExit: it lacks the placeholder.
+        SystemExit: it lacks a subject.
     """
     prompt, *elements = (each.strip() for each in line.split("|"))
-    if PLACEHOLDER not in prompt:
-        raise SystemExit(f'--prompts: "{prompt}" lacks {PLACEHOLDER}, which stands for the subject.')
-    clean = part("palp_train.prompts").replace_placeholders(prompt, {PLACEHOLDER: class_word})
+    classes = {taught.placeholder: taught.class_word for taught in case.taught}
+    for placeholder, word in classes.items():
+        if placeholder not in prompt:
+            raise SystemExit(f'--prompts: "{prompt}" lacks {placeholder}, which stands for the {word}.')
+    clean = part("palp_train.prompts").replace_placeholders(prompt, classes)
     return Ask(
-        name=prompt.replace(PLACEHOLDER, "V")[:60].rstrip(),
+        name=PLACEHOLDER.sub(r"\1", prompt)[:60].rstrip(),
         target=prompt,
         clean=clean,
         elements={f"element {n}": (each,) for n, each in enumerate(elements, start=1)},
@@ -179,8 +195,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return list(taken.values())
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder.
+def _taught(placeholder: str, class_word: str, images: tuple[Tensor, ...]) -> Taught:
+    return Taught(placeholder=placeholder, class_word=class_word, personalization_prompt=f"a photo of {placeholder}", images=images)
+
+
+def _pictures(folder: Path) -> tuple[Tensor, ...]:
+    """The pictures of a folder, in the order of their names.
 
     Raises:
         SystemExit: it has none.
@@ -189,7 +209,7 @@ def _picture_files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in known)
     if not files:
         raise SystemExit(f"--images: there is no picture in {folder}.")
-    return files
+    return tuple(_picture(file) for file in files)
 
 
 def _picture(file: Path) -> Tensor:

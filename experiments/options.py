@@ -57,9 +57,10 @@ def parse() -> argparse.Namespace:
 
 def _add_own(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="any checkpoint that ComfyUI loads with its text encoder and VAE")
-    group.add_argument("--images", type=Path, metavar="FOLDER", help="pictures of your subject")
-    group.add_argument("--class-word", metavar="WORD", help="what it is, for example cat")
-    group.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, with [V]; its elements behind bars: a sketch of [V] in Paris | sketch | Paris")
+    group.add_argument("--images", type=Path, nargs="+", metavar="FOLDER", help="pictures of your subject; a folder for each, of several")
+    group.add_argument("--class-word", nargs="+", metavar="WORD", help="what it is, for example cat; a word for each folder")
+    told = "one a line, with [V], or [V1] and [V2] of subjects together; its elements behind bars: a sketch of [V] in Paris | sketch | Paris"
+    group.add_argument("--prompts", type=Path, metavar="FILE", help=told)
     group.add_argument("--clip-vision", type=Path, metavar="FILE", help="measures the subject and diversity; of the same CLIP as --clip-text")
     group.add_argument("--clip-text", type=Path, metavar="FILE", help="measures the prompt; with its text projection")
     group.add_argument("--resolution", type=int, metavar="PIXELS", help="of a picture's side; usually 512")
@@ -121,8 +122,16 @@ def _check_own(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     for name in ("clip_vision", "clip_text", "resolution"):
         if getattr(options, name) and not given:
             parser.error(f"--{name.replace('_', '-')}: is for a model of your own; give it with --checkpoint")
-    for name in ("checkpoint", "images", "prompts", "clip_vision", "clip_text"):
-        if (path := getattr(options, name)) and not path.exists():
-            parser.error(f"--{name.replace('_', '-')}: there is no {path}")
-    if options.images and not options.images.is_dir():
-        parser.error(f"--images: {options.images} is not a folder")
+    if given:
+        _check_files(parser, options)
+
+
+def _check_files(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for name in ("checkpoint", "prompts", "clip_vision", "clip_text"):
+        if (path := getattr(options, name)) and not path.is_file():
+            parser.error(f"--{name.replace('_', '-')}: there is no file {path}")
+    for folder in options.images:
+        if not folder.is_dir():
+            parser.error(f"--images: there is no folder {folder}")
+    if len(options.images) != len(options.class_word):
+        parser.error(f"--class-word: {len(options.class_word)} for {len(options.images)} folders of --images; each needs one")

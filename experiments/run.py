@@ -98,7 +98,7 @@ def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
 
 def report_folder(options: argparse.Namespace) -> Path:
     """Where the report belongs: those of quick runs and of every model and subject of one's own beside those of the demo model."""
-    own = [slug(options.checkpoint.stem), slug(options.images.name)] if options.checkpoint else []
+    own = [slug(options.checkpoint.stem), *(slug(folder.name) for folder in options.images)] if options.checkpoint else []
     return options.out / "-".join([options.name, *own, *(["quick"] if options.quick else [])])
 
 

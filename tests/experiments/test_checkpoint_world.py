@@ -27,8 +27,16 @@ def files(pack, tmp_path):
 
 
 def world(files, **more):
-    places = {"checkpoint": files / "model.safetensors", "images": files / "my cat", "prompts": files / "prompts.txt"}
-    return CheckpointWorld(Given(**places, class_word="cat", train={"rank": 4}, **more))
+    given = {"checkpoint": files / "model.safetensors", "images": [files / "my cat"], "class_word": ["cat"], "prompts": files / "prompts.txt"}
+    return CheckpointWorld(Given(**{**given, "train": {"rank": 4}, **more}))
+
+
+def two(files, prompts="a sketch of [V1] and [V2] in Paris | a sketch\n"):
+    """A cat and a toy."""
+    (files / "toy").mkdir()
+    Image.fromarray(np.full((6, 6, 3), 255, np.uint8)).save(files / "toy" / "1.png")
+    (files / "prompts.txt").write_text(prompts)
+    return world(files, images=[files / "my cat", files / "toy"], class_word=["cat", "toy robot"])
 
 
 def names(files, prompts):
@@ -73,9 +81,39 @@ def test_every_kind_of_picture_that_can_be_opened_is_taken(files, suffix):
     assert len(world(files).cases("single")[0].taught[0].images) == 2
 
 
-def test_several_subjects_are_refused(files):
-    with pytest.raises(SystemExit, match="subjects: needs two subjects"):
+def test_a_lone_subject_is_not_taught_together(files):
+    with pytest.raises(SystemExit, match=r"--images: .* a folder for each"):
         world(files).cases("composed")
+
+
+def test_each_of_several_subjects_is_a_case(files):
+    there = two(files, PROMPTS)
+    cases = there.cases("single")
+    assert [(case.name, case.taught[0].placeholder) for case in cases] == [("my cat", "[V]"), ("toy", "[V]")]
+    assert there.asks("standard", cases[1])[0].clean == "a sketch of toy robot in Paris"
+
+
+def test_subjects_are_taught_together_by_words_of_their_own(files):
+    there = two(files)
+    (case,) = there.cases("composed")
+    assert case.name == "my cat+toy" and [taught.placeholder for taught in case.taught] == ["[V1]", "[V2]"]
+    (ask,) = there.asks("standard", case)
+    assert (ask.name, ask.clean) == ("a sketch of V1 and V2 in Paris", "a sketch of cat and toy robot in Paris")
+
+
+def test_a_prompt_without_one_of_the_subjects_is_refused(files):
+    there = two(files, "a sketch of [V1] in Paris\n")
+    with pytest.raises(SystemExit, match=r"lacks \[V2\], which stands for the toy robot"):
+        there.asks("standard", there.cases("composed")[0])
+
+
+def test_similarity_to_subjects_taught_together_is_the_mean(files):
+    there = two(files)
+    there._embedder = Embedder(name="clip.safetensors", vision=small_vision(files))
+    (together,), alone = there.cases("composed"), there.cases("single")
+    pictures, ask = torch.rand(2, 64, 64, 3), there.asks("standard", there.cases("composed")[0])[0]
+    each = [there.measure(case, ask, pictures)[IMAGE] for case in alone]
+    assert there.measure(together, ask, pictures)[IMAGE] == pytest.approx(sum(each) / 2) and each[0] != each[1]
 
 
 def test_pictures_are_made_as_suits_sd(files):
@@ -92,10 +130,11 @@ def test_prompts_whose_files_would_be_the_same_have_names_of_their_own(files):
     assert names(files, "a [V] 2\na [V]\na [V]!\n") == ["a V 2", "a V", "a V! 3"]
 
 
-def test_another_picture_is_another_world(files):
-    before = world(files).identity
+def test_another_picture_of_a_subject_is_measured_anew_and_the_model_stays_the_same(files):
+    before = world(files)
+    identity, ruler = before.identity, before.ruler
     Image.fromarray(np.ones((8, 6, 3), np.uint8)).save(files / "my cat" / "2.png")
-    assert world(files).identity != before
+    assert world(files).ruler != ruler and world(files).identity == identity
 
 
 def test_without_clip_only_diversity_is_measured_and_the_notes_say_what_is_needed(files):

@@ -47,11 +47,16 @@ def test_a_report_of_ones_own_model_is_not_published(host, checkpoint, tmp_path)
     assert done.returncode == 2 and "--publish: docs/results is about the demo model" in done.stderr
 
 
+def test_every_subject_of_ones_own_needs_a_class(host, checkpoint, tmp_path):
+    done = experiment(tmp_path, "ablation", *own(tmp_path, checkpoint), "--class-word", "cat", "dog")
+    assert done.returncode == 2 and "--class-word: 2 for 1 folders" in done.stderr
+
+
 def test_a_file_in_place_of_a_folder_of_pictures_is_refused(host, checkpoint, tmp_path):
     options = list(own(tmp_path, checkpoint))
     options[options.index("--images") + 1] += "/1.png"
     done = experiment(tmp_path, "ablation", *options)
-    assert done.returncode == 2 and "1.png is not a folder" in done.stderr
+    assert done.returncode == 2 and "--images: there is no folder" in done.stderr
 
 
 @pytest.mark.parametrize(("changed", "said"), [({"prompts": "\n"}, "--prompts: there is no prompt in "), ({"class_word": "a [V]"}, "class_word: ")])
@@ -63,10 +68,11 @@ def test_what_only_the_work_finds_is_refused_in_a_sentence(host, checkpoint, tmp
 def test_all_prompts_of_ones_own_are_studied_and_reports_are_kept_apart(host, tmp_path, monkeypatch):
     (tmp_path / "cat").mkdir()
     (tmp_path / "prompts.txt").touch()
-    files = ("--checkpoint", tmp_path / "cat", "--images", tmp_path / "cat", "--class-word", "cat", "--prompts", tmp_path / "prompts.txt")
+    text = tmp_path / "prompts.txt"
+    files = ("--checkpoint", text, "--images", tmp_path / "cat", tmp_path / "cat", "--class-word", "cat", "kitten", "--prompts", text)
     places = ("--comfyui", "c", "--base", "b", "--out", "o")
     monkeypatch.setattr(sys, "argv", ["dev.py experiment", *places, "ablation", *map(str, files)])
-    assert study_of(parse()).prompts == 0 and report_folder(parse()) == Path("o/ablation-cat-cat")
+    assert study_of(parse()).prompts == 0 and report_folder(parse()) == Path("o/ablation-prompts-cat-cat")
     monkeypatch.setattr(sys, "argv", ["dev.py experiment", *places, "ablation"])
     assert study_of(parse()).prompts == STUDIES["ablation"].prompts and report_folder(parse()) == Path("o/ablation")
 
