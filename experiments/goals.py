@@ -39,8 +39,8 @@ def prompt_goal(rows: Sequence[Row]) -> str | None:
     margin = contrast([(1.0, ours), (WON_BACK - 1.0, none), (-WON_BACK, base)])
     if not (lost and won and margin):
         return None
-    if lost.mean <= 0 or lost.verdict != "above 0":
-        return f"Prompt: none is not known to lose text alignment against base here ({lost}), so there is nothing to win back; {LEAD} has {won} more than none."
+    if lost.verdict != "above 0":
+        return f"Prompt: none is not known to lose text alignment against base here ({lost}), so no share of it can be told; {LEAD} has {won} more than none."
     share = f"Prompt: {LEAD} wins back {won.mean / lost.mean:.0%} of the text alignment that none loses (lost {lost}, won back {won})"
     return f"{share}; goal at least {WON_BACK:.0%}: {_reached(margin)} (excess over the goal {margin})."
 

@@ -44,8 +44,8 @@ def test_what_is_not_known_to_be_lost_has_no_share():
     assert "wins back" not in prompt_goal(found) and "not known to lose" in prompt_goal(found)
 
 
-def test_where_none_loses_nothing_there_is_nothing_to_win_back():
-    assert "nothing to win back" in prompt_goal(rows(TEXT, base=0.3, none=0.4, palp=0.5))
+def test_where_none_loses_nothing_there_is_no_share():
+    assert "no share of it can be told" in prompt_goal(rows(TEXT, base=0.3, none=0.4, palp=0.5))
 
 
 @pytest.mark.parametrize(("palp", "verdict"), [(0.88, "**reached**"), (0.6, "**missed**"), (0.85, "undecided")])
