@@ -17,9 +17,9 @@ ALIASES = {"sweep": "scales"}
 """Other names of studies."""
 OWN = ("checkpoint", "images", "class_word", "prompts")
 """What belongs together for a model of the user's."""
-LEAST = {"jobs": 1, "seeds": 1, "samples": 2, "prompt_count": 0, "resolution": 64}
+LEAST = {"jobs": 1, "seeds": 1, "samples": 2, "prompt_count": 0}
 """Of one picture there is no diversity."""
-STUDYS = {"steps": "--steps", "seed": "--seeds", "resolution": "--resolution", "method": "--conditions", "noise": "--conditions", "rescale": "--conditions"}
+CHOSEN_BY = {"steps": "--steps", "seed": "--seeds", "resolution": "--resolution", "method": "--conditions", "noise": "--conditions", "rescale": "--conditions"}
 """Settings that a study compares or sets itself, and the options that choose among them."""
 
 
@@ -63,7 +63,7 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prompts", type=Path, metavar="FILE", help=told)
     group.add_argument("--clip-vision", type=Path, metavar="FILE", help="measures the subject and diversity; of the same CLIP as --clip-text")
     group.add_argument("--clip-text", type=Path, metavar="FILE", help="measures the prompt; with its text projection")
-    group.add_argument("--resolution", type=int, metavar="PIXELS", help="of a picture's side; usually 512")
+    group.add_argument("--resolution", type=_resolution, metavar="PIXELS", help="of a picture's side; usually 512")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -74,13 +74,21 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(number) for number in text.split(",")}))
 
 
+def _resolution(text: str) -> int:
+    """What the training node takes."""
+    try:
+        return TrainConfig(resolution=int(text)).resolution
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _settings(kind: type) -> Callable[[str], dict[str, object]]:
     """Reads JSON that gives fields of a dataclass."""
 
     def read(text: str) -> dict[str, object]:
-        given, known = json.loads(text), [field.name for field in fields(kind) if kind is Sampling or field.name not in STUDYS]
+        given, known = json.loads(text), [field.name for field in fields(kind) if kind is Sampling or field.name not in CHOSEN_BY]
         unknown = [name for name in given if name not in known] if isinstance(given, dict) else [text]
-        if theirs := [f"{name} is the study's own; choose it with {STUDYS[name]}" for name in unknown if name in STUDYS]:
+        if theirs := [f"{name} is the study's own; choose it with {CHOSEN_BY[name]}" for name in unknown if name in CHOSEN_BY]:
             raise argparse.ArgumentTypeError("; ".join(theirs))
         if unknown:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is not a setting; there are {', '.join(known)}")

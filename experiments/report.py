@@ -122,20 +122,20 @@ def _reading(found: Findings) -> list[str]:
 
 def means_table(rows: Sequence[Row]) -> str:
     """Every condition's metrics after its last step."""
-    told = figures.metrics(rows)
-    lines = [[name, *(_cell(values(rows, name, metric), units(rows)) for metric in told)] for name in figures.names(rows)]
+    told, count = figures.metrics(rows), units(rows)
+    lines = [[name, *(_cell(values(rows, name, metric), count) for metric in told)] for name in figures.names(rows)]
     return table(["condition", *told], lines)
 
 
 def differences_table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
     """Every condition minus the baseline, with what can be told of the sign."""
     told = [metric for metric in figures.metrics(rows) if metric in (*figures.HEADLINES, STYLED_IMAGE)]
-    lines: list[list[str]] = []
+    lines, count = list[list[str]](), units(rows)
     for name in [name for name in figures.names(rows) if name != baseline]:
         for metric in told:
             difference = paired(*at_equal_steps(rows, metric, name, baseline))
             if difference:
-                lines.append([name, metric, _of(difference, units(rows)), difference.verdict])
+                lines.append([name, metric, _of(difference, count), difference.verdict])
     return table(["condition", "metric", f"minus {baseline}", ""], lines)
 
 

@@ -92,7 +92,6 @@ _ALL = (
         conditions=(BASE, NONE, COMPOSED),
         cases="composed",
         along="case",
-        has_goals=False,
     ),
 )
 STUDIES = {study.name: study for study in _ALL}

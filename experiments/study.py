@@ -50,8 +50,11 @@ class Study:
     prompts: int = 3
     """For each case, at most; 0: all."""
     samples: int = 8
-    has_goals: bool = True
-    """Whether it can tell if the method's goals, which are about one subject, are reached."""
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether it can tell if the method's goals are reached: they are about one subject."""
+        return self.cases == "single"
 
 
 @dataclass(frozen=True, kw_only=True)
