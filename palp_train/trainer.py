@@ -224,11 +224,11 @@ def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossC
 
     if aligned and plan.estimate_first:
         with torch.no_grad():
-            score = _score(task, batch, task.denoiser(noised, batch.sigma, _personalized(prompts.personal)), prompts, config, plan)
+            score = _score(task, batch, task.denoiser(noised, batch.sigma, _personalized(prompts.personal)), weight, prompts, config, plan)
     denoiser = task.checkpointed if plan.checkpointing and task.checkpointed else task.denoiser
     denoised = denoiser(noised, batch.sigma, _personalized([encoded[prompt] for prompt in batch.prompts]))
     if aligned and score is None:
-        score = _score(task, batch, denoised.detach(), prompts, config, plan)
+        score = _score(task, batch, denoised.detach(), weight, prompts, config, plan)
 
     personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
     zero = denoised.new_zeros(())
@@ -244,11 +244,15 @@ def _personalized(conditionings: Sequence[Conditioning]) -> list[Query]:
     return [Query(conditioning=conditioning, personalized=True) for conditioning in conditionings]
 
 
-def _score(task: Task, batch: Batch, estimate: Tensor, prompts: Conditionings, config: LossConfig, plan: Plan) -> Tensor:
-    """The alignment score of an estimate of x0 that has no gradient."""
-    noised_again = add_noise(estimate, batch.alignment_noise, batch.sigma, task.denoiser.parametrization)
+def _score(task: Task, batch: Batch, estimate: Tensor, weight: Tensor, prompts: Conditionings, config: LossConfig, plan: Plan) -> Tensor:
+    """The alignment score of an estimate of x0 that has no gradient; 0 for rows without weight, of which no network is asked."""
+    rows = weight.nonzero()[:, 0]
+    noise, sigma = batch.alignment_noise[rows], batch.sigma[rows]
+    noised_again = add_noise(estimate[rows], noise, sigma, task.denoiser.parametrization)
+    asked = replace(prompts, personal=[prompts.personal[int(row)] for row in rows])
     teacher = in_parts(task.teacher.denoiser, plan.rows) if task.teacher else None
-    return alignment_score(in_parts(task.denoiser, plan.rows), noised_again, batch.alignment_noise, batch.sigma, prompts, config, teacher)
+    score = alignment_score(in_parts(task.denoiser, plan.rows), noised_again, noise, sigma, asked, config, teacher)
+    return torch.zeros_like(estimate).index_copy(0, rows, score)
 
 
 def _differentiated(

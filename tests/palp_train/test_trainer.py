@@ -344,6 +344,16 @@ def test_rows_outside_the_chosen_part_of_the_schedule_get_no_alignment_gradient(
     torch.testing.assert_close(2 * gradients[0], gradients[1])
 
 
+def test_the_network_is_asked_only_for_rows_within_the_chosen_part_of_the_schedule():
+    task, loss = gaussian_task(denoiser=GaussianDenoiser(sigmas=FIVE)), LossConfig(start_percent=0.5)
+    zeros = torch.zeros(4, 1, 4, 4)
+    batch = Batch(latent=zeros, noise=zeros, alignment_noise=zeros, sigma=torch.tensor([8.0, 0.4, 20.0, 3.0]), prompts=[PERSONAL, PAINTING, PERSONAL, PAINTING])
+    step_losses(task, batch, constant_conditionings(task, loss), loss, align=True)
+    training, alignment = task.denoiser.calls
+    assert len(training.queries) == 4 and len(alignment.queries) == 4 * 2
+    assert [q.conditioning["prompt"] for q in alignment.queries if q.personalized][:2] == [PAINTING, PAINTING]
+
+
 # Draws
 
 
