@@ -218,17 +218,17 @@ def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossC
     cut = {prompt: detached(conditioning) for prompt, conditioning in encoded.items()}
     noised = add_noise(batch.latent, batch.noise, batch.sigma, parametrization)
     weight = alignment_weights(batch.sigma, task.denoiser, config)
-    aligned = config.method != "none" and align and bool(weight.any())
+    rows = [row for row, counts in enumerate(weight.cpu()) if counts] if align and config.method != "none" else []
     prompts = replace(constant, personal=[cut[prompt] for prompt in batch.prompts])
     score: Tensor | None = None
 
-    if aligned and plan.estimate_first:
+    if rows and plan.estimate_first:
         with torch.no_grad():
-            score = _score(task, batch, task.denoiser(noised, batch.sigma, _personalized(prompts.personal)), weight, prompts, config, plan)
+            score = _score(task, batch, task.denoiser(noised, batch.sigma, _personalized(prompts.personal)), rows, prompts, config, plan)
     denoiser = task.checkpointed if plan.checkpointing and task.checkpointed else task.denoiser
     denoised = denoiser(noised, batch.sigma, _personalized([encoded[prompt] for prompt in batch.prompts]))
-    if aligned and score is None:
-        score = _score(task, batch, denoised.detach(), weight, prompts, config, plan)
+    if rows and score is None:
+        score = _score(task, batch, denoised.detach(), rows, prompts, config, plan)
 
     personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
     zero = denoised.new_zeros(())
@@ -244,15 +244,15 @@ def _personalized(conditionings: Sequence[Conditioning]) -> list[Query]:
     return [Query(conditioning=conditioning, personalized=True) for conditioning in conditionings]
 
 
-def _score(task: Task, batch: Batch, estimate: Tensor, weight: Tensor, prompts: Conditionings, config: LossConfig, plan: Plan) -> Tensor:
-    """The alignment score of an estimate of x0 that has no gradient; 0 for rows without weight, of which no network is asked."""
-    rows = weight.nonzero()[:, 0]
+def _score(task: Task, batch: Batch, estimate: Tensor, rows: Sequence[int], prompts: Conditionings, config: LossConfig, plan: Plan) -> Tensor:
+    """The alignment score of an estimate of x0 that has no gradient; 0 but in ``rows``, the only ones that a network is asked for."""
     noise, sigma = batch.alignment_noise[rows], batch.sigma[rows]
     noised_again = add_noise(estimate[rows], noise, sigma, task.denoiser.parametrization)
-    asked = replace(prompts, personal=[prompts.personal[int(row)] for row in rows])
+    asked = replace(prompts, personal=[prompts.personal[row] for row in rows])
     teacher = in_parts(task.teacher.denoiser, plan.rows) if task.teacher else None
-    score = alignment_score(in_parts(task.denoiser, plan.rows), noised_again, noise, sigma, asked, config, teacher)
-    return torch.zeros_like(estimate).index_copy(0, rows, score)
+    score = torch.zeros_like(estimate)
+    score[rows] = alignment_score(in_parts(task.denoiser, plan.rows), noised_again, noise, sigma, asked, config, teacher)
+    return score
 
 
 def _differentiated(

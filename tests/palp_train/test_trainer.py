@@ -334,10 +334,11 @@ def test_a_step_outside_the_chosen_part_of_the_schedule_makes_no_alignment_pass(
     assert calls_of_each_step(task, 3, LossConfig(start_percent=0.6, end_percent=0.7)) == [1, 1, 1]
 
 
-def test_rows_outside_the_chosen_part_of_the_schedule_get_no_alignment_gradient():
+@pytest.mark.parametrize("sigmas", [(0.4, 20.0), (20.0, 0.4)])
+def test_rows_outside_the_chosen_part_of_the_schedule_get_no_alignment_gradient(sigmas):
     task, loss = gaussian_task(denoiser=GaussianDenoiser(sigmas=FIVE)), LossConfig(start_percent=0.5, alignment_scale=1.0, personalization_scale=1.0)
     latent, noise = torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
-    both = Batch(latent=latent, noise=noise, alignment_noise=noise, sigma=torch.tensor([0.4, 20.0]), prompts=[PERSONAL] * 2)
+    both = Batch(latent=latent, noise=noise, alignment_noise=noise, sigma=torch.tensor(sigmas), prompts=[PERSONAL] * 2)
     inside = Batch(latent=latent[:1], noise=noise[:1], alignment_noise=noise[:1], sigma=torch.tensor([0.4]), prompts=[PERSONAL])
     constant = constant_conditionings(task, loss)
     gradients = [torch.autograd.grad(step_losses(task, batch, constant, loss, align=True).alignment, task.denoiser.shift)[0] for batch in (both, inside)]
