@@ -19,10 +19,11 @@ from demo.make.grammar import ATTRIBUTES, TIMES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, of_other_kinds, render
 from demo.settings import LOSS, SAMPLING, TRAIN
+from dev_tools.files import write_whole
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
-from experiments.store import file_fingerprint, fingerprint, read_pictures, write_whole
+from experiments.store import file_fingerprint, fingerprint, read_pictures
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, STYLED_IMAGE, Ask, Case, Taught
 

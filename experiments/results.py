@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from dev_tools.files import write_whole
 from experiments.intervals import Key
-from experiments.store import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

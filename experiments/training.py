@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import PACK
-from experiments.store import CellFiles, fingerprint, read_json, slug, write_json, write_whole
+from dev_tools.files import write_whole
+from experiments.store import CellFiles, fingerprint, read_json, slug, write_json
 from experiments.study import Cell
 from experiments.world import World
 

@@ -10,7 +10,7 @@ from small_world import SmallWorld
 from experiments.laboratory import carry_out, costs_of, rows_of
 from experiments.report import means_table, write_report
 from experiments.results import Row, at_equal_steps, values
-from experiments.store import CellFiles, read_pictures, write_json, write_pictures, write_whole
+from experiments.store import CellFiles, read_pictures, write_json, write_pictures
 from experiments.studies import STUDIES
 from experiments.study import Plan
 from experiments.training import looks_of, steps_missing
@@ -156,16 +156,6 @@ def test_a_subject_of_two_is_trained_together(world, tmp_path):
     carry_out(plan, tmp_path)
     assert {row.case for row in rows_of(plan, tmp_path)} == {"a+b"}
     assert "goal" not in write_report(plan, tmp_path, tmp_path / "report").read_text()
-
-
-def test_an_interrupted_file_does_not_get_its_name(tmp_path):
-    def interrupted(partial):
-        partial.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "file", interrupted)
-    assert not list(tmp_path.iterdir())
 
 
 def test_pictures_come_back_from_their_strip(tmp_path):
