@@ -87,7 +87,7 @@ class DemoWorld:
     @property
     def notes(self) -> Sequence[str]:
         """What each metric is here."""
-        told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features (LPIPS or its weights are not here)"
+        told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features ; LPIPS needs {LPIPS_NEEDS}"
         return (
             "Text alignment: the share of the prompt's elements (style, class, place, time, and marks, color and hat where asked) that the demo's judge finds.",
             "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "
