@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +21,7 @@ from bench.contenders import Models
 from demo.settings import Sampling
 from experiments.embedder import SIMILARITY, Embedder, embedder_of, mean_similarity
 from experiments.judging import LPIPS_NEEDS, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
-from experiments.store import file_fingerprint, fingerprint, slug
+from experiments.store import UNREADABLE, file_fingerprint, fingerprint, slug
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, TEXT, Ask, Case, Taught
 
@@ -82,7 +81,7 @@ class CheckpointWorld:
         with torch.inference_mode():
             try:
                 model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(self._given.checkpoint), output_vae=True, output_clip=True)
-            except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+            except UNREADABLE as error:
                 raise SystemExit(f"--checkpoint: ComfyUI cannot load {self._given.checkpoint.name}: {error}") from error
         found = {"diffusion model": model, "text encoder": clip, "VAE": vae and vae.first_stage_model}
         if missing := [name for name, there in found.items() if there is None]:

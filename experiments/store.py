@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dev_tools.files import write_text, write_whole
@@ -31,6 +33,10 @@ def replaced(folder: Path) -> Iterator[Path]:
         yield new
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
+
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError)
+"""What loaders raise at a file that is cut off or holds no model."""
 
 
 def write_json(path: Path, value: object) -> None:
