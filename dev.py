@@ -24,6 +24,7 @@ from pathlib import Path
 
 from bench import CHECKPOINT
 from dev_tools import environment, host
+from dev_tools.files import write_text
 
 CHECKOUT = Path(__file__).resolve().parent
 DEV = CHECKOUT / ".dev"
@@ -70,7 +71,7 @@ def ensure_checkpoint(space: Workspace) -> None:
     print("Making a checkpoint of random weights for tests and the bench", flush=True)
     places = ("--comfyui", str(space.comfyui), "--base", str(space.base))
     subprocess.run([str(space.python), "-m", "bench.random_checkpoint", *places], cwd=CHECKOUT, check=True)
-    environment.write_whole(stamp, recipe)
+    write_text(stamp, recipe)
 
 
 def run(command: Sequence[str | Path], variables: Mapping[str, str] | None = None) -> int:
@@ -116,10 +117,16 @@ def run_experiment(space: Workspace, rest: Sequence[str]) -> int:
 
 
 def serve(space: Workspace, rest: Sequence[str]) -> int:
-    """Start ComfyUI with its web page; arguments other than ``--port`` are ComfyUI's."""
+    """Start ComfyUI with its web page; arguments other than ``--port`` are ComfyUI's.
+
+    Raises:
+        SystemExit: another program has the port.
+    """
     parser = argparse.ArgumentParser(prog="dev.py serve", allow_abbrev=False, add_help=False)
     parser.add_argument("--port", type=int, default=8188)
     options, extra = parser.parse_known_args(rest)
+    if host.answers(options.port):
+        raise SystemExit(f"--port: something answers at port {options.port} already, perhaps another ComfyUI. Stop it, or give --port another number.")
     ensure_checkpoint(space)
     command = host.server_command(space.comfyui, space.base, options.port, python=str(space.python), extra=extra)
     print(f"\nComfyUI with PALP: http://127.0.0.1:{options.port}  (Ctrl-C stops it)\n", flush=True)

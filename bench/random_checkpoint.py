@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from skimage import data
 
 from bench import CHECKPOINT, PICTURE
+from dev_tools.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -154,10 +154,8 @@ def checkpoint(comfyui: Path, picture: Tensor) -> Weights:
 
 
 def write_checkpoint(path: Path, weights: Weights) -> None:
-    """Write the file so that ``path`` never holds half of it."""
-    partial = path.with_name(path.name + ".partial")
-    save_file(weights, partial, metadata=METADATA)
-    os.replace(partial, path)
+    """Write the file, whole."""
+    write_whole(path, lambda partial: save_file(weights, partial, metadata=METADATA))
 
 
 def main() -> None:

@@ -109,10 +109,6 @@ class Client:
         """Ask the server to stop what it runs now."""
         self._request("/interrupt", {})
 
-    def free(self) -> None:
-        """Ask the server to unload all models and forget cached results."""
-        self._request("/free", {"unload_models": True, "free_memory": True})
-
     def object_info(self, node_type: str) -> dict[str, Any]:
         """Inputs and outputs of a node class; empty if the server does not know it."""
         return self._json(f"/object_info/{node_type}").get(node_type, {})

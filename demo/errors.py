@@ -19,35 +19,19 @@ class Interrupted(ComfyError):
 
 
 class GraphRejected(ComfyError):
-    """The server refused a graph before running it.
-
-    Attributes:
-        node_errors: the server's own account, by node id.
-    """
+    """The server refused a graph before running it."""
 
     def __init__(self, answer: Mapping[str, Any]) -> None:
         """Take the server's answer to the request."""
         super().__init__(_rejection_text(answer))
-        self.node_errors: dict[str, Any] = answer.get("node_errors") or {}
 
 
 class NodeFailed(ComfyError):
-    """A node raised an exception.
-
-    Attributes:
-        node_id: its id in the graph.
-        node_type: its class.
-        exception_type: the class of what it raised, as text.
-        traceback: where it raised that.
-    """
+    """A node raised an exception; where, is in the server's log."""
 
     def __init__(self, details: Mapping[str, Any]) -> None:
         """Take the details from the server's history."""
         super().__init__(f"{details['node_type']} (node {details['node_id']}): {details['exception_message'].strip()}")
-        self.node_id: str = details["node_id"]
-        self.node_type: str = details["node_type"]
-        self.exception_type: str = details["exception_type"]
-        self.traceback: str = "".join(details["traceback"])
 
 
 def _rejection_text(answer: Mapping[str, Any]) -> str:

@@ -10,11 +10,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from demo.errors import ComfyError
+from demo.graph import LORA_NAMES, TITLES
+
 ABOUT = (
     "The demo model is small: it draws 64 x 64 pixels of a world of thirty things. It has never seen Earl, a lime teapot with white stripes.\n"
     "Plain personalization and PALP learn him from the same picture, with the same settings and seeds."
 )
-OURS = ("*.png", "*.safetensors", "report.txt", "server.log", "server.db")
+ONE_OF_EACH = ("side_by_side.png", "loss.png", "report.txt", "server.log", "server.db")
+OURS = (*(f"{name}_[0-9]*.png" for name in TITLES), *(f"{name}_[0-9]*.safetensors" for name in LORA_NAMES.values()), *ONE_OF_EACH)
 
 
 def empty_folder(folder: Path) -> Path:
@@ -30,12 +34,12 @@ def find_loras(names: Iterable[str], base: Path) -> list[Path]:
     """The files of LoRA names as the stock LoraLoader lists them, in the order of their names.
 
     Raises:
-        FileNotFoundError: there are none in the base directory.
+        ComfyError: there are none in the base directory.
     """
     folders = (base / "output" / "loras", base / "models" / "loras")
     paths = [folder / name for name in sorted(names) for folder in folders if (folder / name).is_file()]
     if not paths:
-        raise FileNotFoundError(f"Training ended, but the LoraLoader lists no new LoRA below {base}.")
+        raise ComfyError(f"Training ended, but the LoraLoader lists no new LoRA below {base}.")
     return paths
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from palp_train.config import check_value, number
 
 TRAIN: Mapping[str, float | int] = {"learning_rate": 1e-4, "word_vectors": 3, "word_learning_rate": 1e-3, "batch_size": 4}
 """Rates and batch for a network two hundred times smaller than SD 1.4, in 500 steps. One vector of its text encoder holds one property, such as "lime" or
@@ -15,15 +17,23 @@ LOSS: Mapping[str, Any] = {"alignment_scale": 5.0, "personalization_scale": 2.5}
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of the host's sampler."""
+    """Settings of the host's sampler. Which samplers and schedulers there are, the host knows.
 
-    steps: int = 25
-    guidance: float = 3.0
-    """At 5 the pictures of what was overfitted burn out, even under the prompt that it was trained with."""
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    steps: int = number(25, 1, 10_000, "Steps of the sampler.")
+    guidance: float = number(3.0, 1, 100, "The prompt's scale. At 5 the demo model's pictures of what was overfitted burn out, even under the training prompt.")
     sampler: str = "dpmpp_2m"
     scheduler: str = "normal"
-    resolution: int = 64
-    """Pixels of a side."""
+    resolution: int = number(64, 64, 8192, "Pixels of a side.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled."""
+        for item in fields(self):
+            if item.metadata:
+                check_value(item.name, getattr(self, item.name), item.default, item.metadata)
 
 
 SAMPLING = Sampling()

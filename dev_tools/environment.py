@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dev_tools.files import write_text
+
 # The versions that the tests ran on. Older Pythons get the newest torch that still serves them.
 TORCH = """\
 torch==2.14.1; python_version >= "3.11"
@@ -33,13 +35,6 @@ def fingerprint(*texts: str) -> str:
 def is_stamped(stamp: Path, expected: str) -> bool:
     """Whether ``stamp`` says that the work named by the fingerprint ``expected`` is done."""
     return stamp.is_file() and stamp.read_text(encoding="utf-8") == expected
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` never holds half of it, even if the machine stops."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def python_of(venv: Path) -> Path:
@@ -100,10 +95,10 @@ def install(venv: Path, text: str, name: str = "installed") -> None:
     ensure_venv(venv)
     forget_half_installed(venv)
     wanted = venv / "requirements.txt"
-    write_whole(wanted, text)
+    write_text(wanted, text)
     print(f"Installing into {venv} (minutes on the first run; PyTorch is large)", flush=True)
     pip(venv, "install", "--requirement", str(wanted))
-    write_whole(stamp, fingerprint(text))
+    write_text(stamp, fingerprint(text))
 
 
 def _name(line: str) -> str:

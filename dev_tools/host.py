@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -88,6 +89,13 @@ def sees_accelerator(python: str) -> bool:
     """Whether PyTorch under the interpreter ``python`` finds a GPU it can use."""
     code = "import sys, torch; sys.exit(0 if torch.accelerator.is_available() else 3)"
     return subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def answers(port: int) -> bool:
+    """Whether a program on this machine listens at the port."""
+    with socket.socket() as asking:
+        asking.settimeout(1)
+        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 def server_command(comfyui: Path, base: Path, port: int, *, python: str = sys.executable, extra: Sequence[str] = ()) -> list[str]:

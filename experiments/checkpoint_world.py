@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 from statistics import mean
@@ -20,11 +20,13 @@ from torch.nn import functional
 from bench.contenders import Models
 from demo.settings import Sampling
 from experiments.embedder import SIMILARITY, Embedder, embedder_of, mean_similarity
-from experiments.judging import lpips_network, mean_pairwise_distance, mean_pairwise_lpips
-from experiments.store import file_fingerprint, fingerprint, slug
+from experiments.judging import LPIPS_NEEDS, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
+from experiments.store import UNREADABLE, file_fingerprint, fingerprint, slug
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, TEXT, Ask, Case, Taught
 
+ALONE = "[V]"
+"""What stands for a subject that is taught by itself."""
 PLACEHOLDER = re.compile(r"\[(V\d*)\]")
 METRICS = 3
 """Raise it when what is measured changes."""
@@ -42,8 +44,10 @@ class Given:
     class_word: Sequence[str]
     """One for each folder."""
     prompts: Path
-    """One prompt a line with [V], or with [V1], [V2] where subjects are taught together; behind bars, if wanted, its elements: a sketch of [V] in Paris | a
-    sketch | in Paris."""
+    """One prompt a line with [V], or with [V1], [V2] where subjects are taught together; behind an arrow, if wanted, its clean prompt, and behind bars its
+    elements: a cat in Paris, [V] => a cat in Paris, an oil painting | a cat | in Paris."""
+    personalization_prompt: Sequence[str] | None = None
+    """One with [V] for each folder, or of all "a photo of [V]"."""
     clip_vision: Path | None = None
     clip_text: Path | None = None
     train: Mapping[str, object] = field(default_factory=dict)
@@ -67,11 +71,21 @@ class CheckpointWorld:
     @property
     @cache  # noqa: B019 - there is one world, and it lives as long as the study
     def models(self) -> Models:
-        """Loaded by the host's checkpoint loader."""
+        """Loaded by the host's checkpoint loader.
+
+        Raises:
+            SystemExit: it cannot be loaded, or something is not in it.
+        """
         import comfy.sd
 
         with torch.inference_mode():
-            model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(self._given.checkpoint), output_vae=True, output_clip=True)
+            try:
+                model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(self._given.checkpoint), output_vae=True, output_clip=True)
+            except UNREADABLE as error:
+                raise SystemExit(f"--checkpoint: ComfyUI cannot load {self._given.checkpoint.name}: {error}") from error
+        found = {"diffusion model": model, "text encoder": clip, "VAE": vae and vae.first_stage_model}
+        if missing := [name for name, there in found.items() if there is None]:
+            raise SystemExit(f"--checkpoint: {self._given.checkpoint.name} holds no {' and no '.join(missing)}. Give a checkpoint with all three in one file.")
         return Models(model=model, clip=clip, vae=vae)
 
     @cached_property
@@ -100,7 +114,7 @@ class CheckpointWorld:
         told = f"CLIP-T, {cosine} of pictures and clean prompt" if embedder and embedder.text else "needs --clip-text and a CLIP as --clip-vision"
         similar = f"{SIMILARITY[embedder.family]}, {cosine} of pictures and training pictures" if embedder else "needs --clip-vision"
         otherwise = f"1 - {cosine}" if embedder else "mean cosine distance of pixels at 32 x 32, which is crude: give --clip-vision"
-        different = "mean LPIPS (AlexNet)" if self._lpips else otherwise
+        different = "mean LPIPS (AlexNet)" if self._lpips else f"{otherwise}; LPIPS needs {LPIPS_NEEDS}"
         return (
             f"Text alignment: {told}.",
             f"Subject similarity: {similar}; of several subjects the mean. There is no other instance that would give it a scale.",
@@ -121,26 +135,34 @@ class CheckpointWorld:
 
     @cached_property
     def _single(self) -> list[Case]:
-        names = _distinct([folder.name for folder in self._given.images])
-        subjects = zip(names, self._given.images, self._given.class_word, strict=True)
-        return [Case(name=name, category=word, taught=(_taught("[V]", word, _pictures(folder)),)) for name, folder, word in subjects]
+        given, cases = self._given, list[Case]()
+        prompts = given.personalization_prompt or [f"a photo of {ALONE}"] * len(given.images)
+        for name, folder, word, prompt in zip(_distinct([folder.name for folder in given.images]), given.images, given.class_word, prompts, strict=True):
+            taught = Taught(placeholder=ALONE, class_word=word, personalization_prompt=prompt, images=_pictures(folder))
+            cases.append(Case(name=name, category=word, taught=(taught,)))
+        return cases
 
     @cached_property
     def _together(self) -> Case:
         subjects = [case.taught[0] for case in self._single]
-        taught = tuple(_taught(f"[V{number}]", each.class_word, each.images) for number, each in enumerate(subjects, start=1))
+        taught = tuple(_renamed(each, f"[V{number}]") for number, each in enumerate(subjects, start=1))
         return Case(name="+".join(case.name for case in self._single), category=f"{len(subjects)} subjects", taught=taught)
 
     def asks(self, kind: str, case: Case) -> Sequence[Ask]:
         """The prompts of the file, all in order.
 
         Raises:
-            SystemExit: there is none, or one lacks a subject.
+            SystemExit: there is none, one lacks a subject, or prompts that are to be compared by their numbers of elements have the same.
         """
-        lines = self._given.prompts.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = self._given.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise SystemExit(f"--prompts: {self._given.prompts} is no text in UTF-8.") from error
         asks = [_ask(line, case) for line in lines if line.strip()]
         if not asks:
             raise SystemExit(f"--prompts: there is no prompt in {self._given.prompts}.")
+        if kind == "complexity" and len({len(ask.elements) for ask in asks}) < 2:
+            raise SystemExit("--prompts: complexity compares prompts of more and fewer elements; write them behind bars: a sketch of [V] | a sketch.")
         return [replace(ask, name=name) for ask, name in zip(asks, _distinct([ask.name for ask in asks]), strict=True)]
 
     @torch.inference_mode()
@@ -172,17 +194,18 @@ def _ask(line: str, case: Case) -> Ask:
     Raises:
         SystemExit: it lacks a subject.
     """
-    prompt, *elements = (each.strip() for each in line.split("|"))
+    told, *elements = (each.strip() for each in line.split("|"))
+    prompt, arrow, described = (each.strip() for each in told.partition("=>"))
     classes = {taught.placeholder: taught.class_word for taught in case.taught}
     for placeholder, word in classes.items():
         if placeholder not in prompt:
             raise SystemExit(f'--prompts: "{prompt}" lacks {placeholder}, which stands for the {word}.')
-    clean = part("palp_train.prompts").replace_placeholders(prompt, classes)
+    in_words = partial(part("palp_train.prompts").replace_placeholders, texts=classes)
     return Ask(
         name=PLACEHOLDER.sub(r"\1", prompt)[:60].rstrip(),
         target=prompt,
-        clean=clean,
-        elements={f"element {n}": (each,) for n, each in enumerate(elements, start=1)},
+        clean=described if arrow else in_words(prompt),
+        elements={f"element {n}": (in_words(each),) for n, each in enumerate(filter(None, elements), start=1)},
     )
 
 
@@ -195,8 +218,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return list(taken.values())
 
 
-def _taught(placeholder: str, class_word: str, images: tuple[Tensor, ...]) -> Taught:
-    return Taught(placeholder=placeholder, class_word=class_word, personalization_prompt=f"a photo of {placeholder}", images=images)
+def _renamed(taught: Taught, placeholder: str) -> Taught:
+    return replace(taught, placeholder=placeholder, personalization_prompt=taught.personalization_prompt.replace(taught.placeholder, placeholder))
 
 
 def _pictures(folder: Path) -> tuple[Tensor, ...]:
@@ -206,14 +229,24 @@ def _pictures(folder: Path) -> tuple[Tensor, ...]:
         SystemExit: it has none.
     """
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*Image.OPEN, "MPO")}  # MPO is opened as JPEG
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in known)
+    there = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    files = [file for file in there if file.suffix.lower() in known]
     if not files:
         raise SystemExit(f"--images: there is no picture in {folder}.")
+    if others := [file.name for file in there if file not in files]:
+        print(f"--images: of {folder}, {', '.join(others)} is left out: Pillow opens no such file.", flush=True)
     return tuple(_picture(file) for file in files)
 
 
 def _picture(file: Path) -> Tensor:
-    """A picture the right way up, as the host's Load Image gives it; shape (H, W, 3), values in [0, 1]."""
-    with Image.open(file) as opened:
-        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    """A picture the right way up, as the host's Load Image gives it; shape (H, W, 3), values in [0, 1].
+
+    Raises:
+        SystemExit: the file is no picture, or is cut off.
+    """
+    try:
+        with Image.open(file) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise SystemExit(f"--images: {file} cannot be opened as a picture.") from error
     return torch.from_numpy(np.array(upright)).float() / 255

@@ -19,10 +19,11 @@ from demo.make.grammar import ATTRIBUTES, TIMES, Scene
 from demo.make.paths import WORK
 from demo.make.subjects import CREATURES, SUBJECTS, neighbors, of_other_kinds, render
 from demo.settings import LOSS, SAMPLING, TRAIN
+from dev_tools.files import write_whole
 from experiments import demo_prompts
 from experiments.judging import Judge, as_input, elements_found, lpips_network, mean_pairwise_distance, mean_pairwise_lpips
 from experiments.likeness import LikenessScale, discriminants, likeness_scale
-from experiments.store import file_fingerprint, fingerprint, read_pictures, write_whole
+from experiments.store import file_fingerprint, fingerprint, read_pictures
 from experiments.training import part
 from experiments.world import DIVERSITY, IMAGE, STYLED_IMAGE, Ask, Case, Taught
 
@@ -86,7 +87,7 @@ class DemoWorld:
     @property
     def notes(self) -> Sequence[str]:
         """What each metric is here."""
-        told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features (LPIPS or its weights are not here)"
+        told = "mean pairwise LPIPS (AlexNet)" if self._lpips else "mean pairwise cosine distance of the judge's features ; LPIPS needs {LPIPS_NEEDS}"
         return (
             "Text alignment: the share of the prompt's elements (style, class, place, time, and marks, color and hat where asked) that the demo's judge finds.",
             "Subject similarity: 1 is the subject itself and 0 the nearest other instance of its class, both drawn in the style that the judge sees in the "

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
+
+from experiments.store import UNREADABLE
 
 SIMILARITY = {"CLIP": "CLIP-I", "DINOv2": "DINO"}
 """What the field calls the cosine similarity of two pictures' embeddings, by whose they are."""
@@ -73,7 +76,11 @@ def _vision_model(file: Path) -> Any:
     """
     import comfy.clip_vision
 
-    if not (model := comfy.clip_vision.load(str(file))):
+    try:
+        model = comfy.clip_vision.load(str(file))
+    except UNREADABLE as error:
+        raise SystemExit(f"--clip-vision: ComfyUI cannot load {file.name}: {error}") from error
+    if not model:
         raise SystemExit(f"--clip-vision: ComfyUI does not know the vision model in {file.name}. Give a CLIP ViT-L, ViT-H or ViT-bigG, or a large DINOv2.")
     return model
 
@@ -86,11 +93,14 @@ def _text_with_projection(file: Path) -> Any:
         SystemExit: the file has no projection, as those inside of SD checkpoints.
     """
     import comfy.sd
-    import safetensors
 
-    with safetensors.safe_open(file, framework="pt") as opened:
-        if not any(name.endswith("text_projection.weight") for name in opened.keys()):
-            raise SystemExit(f"--clip-text: {file.name} has no text projection. Give a whole CLIP text model, for example ComfyUI's clip_l.safetensors.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+    except UNREADABLE as error:
+        raise SystemExit(f"--clip-text: {file.name} is no whole safetensors file: {error}") from error
+    if not any(name.endswith("text_projection.weight") for name in names):
+        raise SystemExit(f"--clip-text: {file.name} has no text projection. Give a whole CLIP text model, for example ComfyUI's clip_l.safetensors.")
     return comfy.sd.load_clip([str(file)])
 
 

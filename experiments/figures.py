@@ -10,9 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from dev_tools.files import write_whole
 from experiments.intervals import Interval, average
 from experiments.results import Row, chosen, values
-from experiments.store import slug, write_whole
+from experiments.store import slug
 from experiments.studies import FACTORS, scaled
 from experiments.world import DIVERSITY, IMAGE, TEXT
 

@@ -25,7 +25,7 @@ def goal_lines(rows: Sequence[Row], *, has_scale: bool) -> list[str]:
         has_scale: whether a subject similarity of 0 is the nearest other instance and 1 the subject.
     """
     lines = [prompt_goal(rows), subject_goal(rows, has_scale=has_scale)]
-    lines += [rival_line(rows, rival, metric) for rival in RIVALS for metric in (IMAGE, DIVERSITY)]
+    lines += [rival_line(rows, rival, metric) for rival in RIVALS for metric in (TEXT, IMAGE, DIVERSITY)]
     return [line for line in lines if line]
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy import stats
 
 CONFIDENCE = 0.95
-Key = tuple[str, int, str]
-"""Subject, seed and prompt: what is compared in pairs."""
 Unit = str | int
-"""What counts as one measurement, however many prompts and seeds it has: a subject. Where there is one subject only: a seed."""
+"""What counts as one measurement, however many prompts and seeds it has: a subject. Where a study has one subject only: a seed."""
+
+
+class Key(NamedTuple):
+    """What is compared in pairs: the same subject, seed and prompt."""
+
+    case: str
+    seed: int
+    ask: str
+    unit: Unit
+    """What it counts in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +66,10 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def by_unit(values: Mapping[Key, float]) -> dict[Unit, float]:
-    """The mean of each subject over its seeds and prompts, as its seeds are much alike; of a lone subject, the mean of each seed over its prompts."""
-    alone = len({case for case, _, _ in values}) == 1
+    """The mean of each unit over all that is of it, which is much alike."""
     found: dict[Unit, list[float]] = {}
-    for (case, seed, _), value in values.items():
-        found.setdefault(seed if alone else case, []).append(value)
+    for key, value in values.items():
+        found.setdefault(key.unit, []).append(value)
     return {unit: math.fsum(each) / len(each) for unit, each in found.items()}
 
 

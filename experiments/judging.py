@@ -15,6 +15,7 @@ from experiments.world import TEXT, Ask
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The network that LPIPS measures with; lpips itself would download it."""
+LPIPS_NEEDS = f"the package lpips, and torchvision's {ALEXNET} in the folder checkpoints of torch.hub.get_dir()"
 
 
 class Judge(Protocol):

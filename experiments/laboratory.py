@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,32 +13,61 @@ from experiments.results import Cost, Row
 from experiments.sampling import personalized, sampled
 from experiments.store import CellFiles, measures_of, read_json, read_pictures, write_json, write_pictures
 from experiments.study import Cell, Plan
-from experiments.training import files_of, looks_of, steps_missing, train
+from experiments.training import files_of, looks_of, steps_missing, train, versions
 from experiments.world import Ask
+
+SAMPLED = 1
+"""Raise it when the same settings sample something else than before."""
+GIB = 2**30
 
 
 def carry_out(plan: Plan, folder: Path) -> None:
-    """Make all files of the study below ``folder`` that are not there; an interruption loses at most the training at hand."""
-    cells = plan.cells()
-    files = [files_of(cell, plan.world, folder) for cell in cells]
-    left = sum(_work_left(plan, cell, each) for cell, each in zip(cells, files, strict=True))
+    """Make all files of the study below ``folder`` that are not there; an interruption loses at most the training at hand.
+
+    Raises:
+        SystemExit: what is still to be trained will not fit on the disk.
+    """
+    work = [(cell, files_of(cell, plan.world, folder)) for cell in plan.cells()]
+    left = sum(_work_left(plan, cell, files) for cell, files in work)
     with tqdm(total=left, desc=plan.study.name, unit="step", smoothing=0.05, mininterval=1) as bar:
-        for cell, each in zip(cells, files, strict=True):
+        for number, (cell, files) in enumerate(work, start=1):
             bar.set_postfix_str(cell.title)
-            for _ in _done(plan, cell, each):
+            for _ in _done(plan, cell, files):
                 bar.update()
+            _check_room(plan, files, work[number:])
+
+
+def _check_room(plan: Plan, made: CellFiles, left: Sequence[tuple[Cell, CellFiles]]) -> None:
+    """Return quietly if LoRAs as large as one that was made fit on its disk for all that are left.
+
+    Raises:
+        SystemExit: they do not.
+    """
+    size = max((file.stat().st_size for file in made.folder.glob("step-*.safetensors")), default=0)
+    wanted = size * sum(len(cell.looks) for cell, files in left if _steps_missing(plan, cell, files)) if size else 0
+    if wanted and wanted > (free := shutil.disk_usage(made.folder).free):
+        raise SystemExit(
+            f"The LoRAs that are still to be trained take {wanted / GIB:.1f} GiB below {made.folder.parent}, where {free / GIB:.1f} GiB are free. "
+            "Make room, or give less: --steps, --seeds, --prompt-count, --conditions."
+        )
+
+
+def _steps_missing(plan: Plan, cell: Cell, files: CellFiles) -> int:
+    """How many steps have to be made for all pictures that are not there yet."""
+    looks = looks_of(cell, files)
+    return steps_missing(cell, files, [step for step in looks if not all(_strip(plan, cell, files, step, ask).is_file() for ask in cell.asks)])
 
 
 def _work_left(plan: Plan, cell: Cell, files: CellFiles) -> int:
     """Training steps and batches to sample or to measure."""
     batches = sum(not _measures(plan, ask, _strip(plan, cell, files, step, ask)).is_file() for step in looks_of(cell, files) for ask in cell.asks)
-    return steps_missing(cell, files) + batches
+    return _steps_missing(plan, cell, files) + batches
 
 
 def _done(plan: Plan, cell: Cell, files: CellFiles) -> Iterator[object]:
     """Do a cell's work; yields after each unit of it."""
-    if steps_missing(cell, files):
-        yield from train(cell, plan.world, files)
+    if steps := _steps_missing(plan, cell, files):
+        yield from train(cell, plan.world, files, steps)
     for step in looks_of(cell, files):
         for ask in cell.asks:
             strip = _strip(plan, cell, files, step, ask)
@@ -58,7 +88,8 @@ def _sample(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask, strip
 
 
 def _strip(plan: Plan, cell: Cell, files: CellFiles, step: int, ask: Ask) -> Path:
-    return files.pictures(step, ask.name, {**asdict(plan.world.sampling), "prompt": _prompt(cell, ask), "count": plan.study.samples, "seed": cell.seed})
+    drawn = {"prompt": _prompt(cell, ask), "count": plan.study.samples, "seed": cell.seed}
+    return files.pictures(step, ask.name, {**asdict(plan.world.sampling), **versions(), **drawn, "sampled": SAMPLED})
 
 
 def _measures(plan: Plan, ask: Ask, strip: Path) -> Path:
@@ -103,6 +134,6 @@ def costs_of(plan: Plan, folder: Path) -> list[Cost]:
 
 
 def unstable(plan: Plan, folder: Path) -> list[str]:
-    """Which trainings did not stay finite, and why."""
-    found = [(cell, files_of(cell, plan.world, folder).unstable) for cell in plan.cells()]
-    return [f"{cell.title}: {read_json(file)['why']}" for cell, file in found if file.is_file()]
+    """Which trainings did not stay finite to the last look, and why."""
+    found = [(cell, files_of(cell, plan.world, folder)) for cell in plan.cells()]
+    return [f"{cell.title}: {read_json(files.unstable)['why']}" for cell, files in found if looks_of(cell, files) != list(cell.looks)]

@@ -59,11 +59,16 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="any checkpoint that ComfyUI loads with its text encoder and VAE")
     group.add_argument("--images", type=Path, nargs="+", metavar="FOLDER", help="pictures of your subject; a folder for each, of several")
     group.add_argument("--class-word", nargs="+", metavar="WORD", help="what it is, for example cat; a word for each folder")
-    told = "one a line, with [V], or [V1] and [V2] of subjects together; its elements behind bars: a sketch of [V] in Paris | sketch | Paris"
+    told = (
+        "one a line, with [V], or [V1] and [V2] of subjects together; its elements behind bars: a sketch of [V] in Paris | sketch | Paris; "
+        "its clean prompt, where class words in place of [V] do not make a good one, behind an arrow: a cat, [V] => a cat, an oil painting | cat"
+    )
+    phrase = "what is trained on its pictures, for example 'a painting in the style of [V]'; one for each folder, [V] in each; usually 'a photo of [V]'"
+    group.add_argument("--personalization-prompt", nargs="+", metavar="PROMPT", help=phrase)
     group.add_argument("--prompts", type=Path, metavar="FILE", help=told)
     group.add_argument("--clip-vision", type=Path, metavar="FILE", help="measures the subject and diversity; of the same CLIP as --clip-text")
     group.add_argument("--clip-text", type=Path, metavar="FILE", help="measures the prompt; with its text projection")
-    group.add_argument("--resolution", type=_resolution, metavar="PIXELS", help="of a picture's side; usually 512")
+    group.add_argument("--resolution", type=_resolution, metavar="PIXELS", help="of a picture's side; usually 512, for SDXL and newer models 1024 suits better")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -86,7 +91,7 @@ def _settings(kind: type) -> Callable[[str], dict[str, object]]:
     """Reads JSON that gives fields of a dataclass."""
 
     def read(text: str) -> dict[str, object]:
-        given, known = json.loads(text), [field.name for field in fields(kind) if kind is Sampling or field.name not in CHOSEN_BY]
+        given, known = json.loads(text), [field.name for field in fields(kind) if field.name not in CHOSEN_BY or (kind, field.name) == (Sampling, "steps")]
         unknown = [name for name in given if name not in known] if isinstance(given, dict) else [text]
         if theirs := [f"{name} is the study's own; choose it with {CHOSEN_BY[name]}" for name in unknown if name in CHOSEN_BY]:
             raise argparse.ArgumentTypeError("; ".join(theirs))
@@ -127,9 +132,11 @@ def _check_own(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("these belong together: " + " ".join(f"--{name.replace('_', '-')}" for name in OWN))
     if given and options.pictures:
         parser.error("--pictures: is for the demo model's subjects; of your own, all in --images are used")
-    for name in ("clip_vision", "clip_text", "resolution"):
+    for name in ("clip_vision", "clip_text", "resolution", "personalization_prompt"):
         if getattr(options, name) and not given:
             parser.error(f"--{name.replace('_', '-')}: is for a model of your own; give it with --checkpoint")
+    if options.clip_text and not options.clip_vision:
+        parser.error("--clip-text: compares with what a vision model sees; give that of the same CLIP to --clip-vision, too")
     if given:
         _check_files(parser, options)
 
@@ -141,5 +148,8 @@ def _check_files(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     for folder in options.images:
         if not folder.is_dir():
             parser.error(f"--images: there is no folder {folder}")
-    if len(options.images) != len(options.class_word):
-        parser.error(f"--class-word: {len(options.class_word)} for {len(options.images)} folders of --images; each needs one")
+    for prompt in [prompt for prompt in options.personalization_prompt or () if "[V]" not in prompt]:
+        parser.error(f'--personalization-prompt: "{prompt}" lacks [V]')
+    for name in ("class_word", "personalization_prompt"):
+        if (words := getattr(options, name)) and len(words) != len(options.images):
+            parser.error(f"--{name.replace('_', '-')}: {len(words)} for {len(options.images)} folders of --images; each needs one")

@@ -10,11 +10,12 @@ from statistics import median
 
 from experiments import figures, sheets
 from experiments.goals import goal_lines
-from experiments.intervals import Interval, Key, average, by_unit, paired
+from experiments.intervals import Interval, Key, average, paired
 from experiments.laboratory import costs_of, rows_of, strips, unstable
-from experiments.results import Cost, Row, at_equal_steps, values, write_csv
+from experiments.results import Cost, Row, at_equal_steps, counted_by, values, write_csv
 from experiments.store import replaced
 from experiments.study import Condition, Plan
+from experiments.training import versions
 from experiments.world import STYLED_IMAGE, Case
 
 BASELINE = "none"
@@ -73,13 +74,15 @@ def report_text(found: Findings) -> str:
 
 def _settings(found: Findings) -> str:
     study, cases = found.plan.study, found.plan.cases()
-    sampling, changed = found.plan.world.sampling, {**found.plan.world.train, **found.plan.world.loss}
+    sampling = found.plan.world.sampling
+    changed = {"resolution": sampling.resolution, **found.plan.world.train, **found.plan.world.loss}
     return (
         f"On {found.plan.world.title}: {', '.join(f'{case.name} (from {_pictures(case)})' for case in cases)}; "
         f"{_counted({len(found.plan.asks(case)) for case in cases}, 'prompt')} each, {_counted({len({row.seed for row in found.rows})}, 'seed')}, "
         f"{study.samples} pictures a prompt; looked at after {', '.join(map(str, study.looks))} steps. "
-        f"Training: the pack's defaults{' but ' if changed else ''}{', '.join(f'{name} {value}' for name, value in changed.items())}. "
-        f"Pictures: {sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance:g}. {platform.machine()}, {platform.system()}."
+        f"Training: the pack's defaults but {', '.join(f'{name} {value}' for name, value in changed.items())}. "
+        f"Pictures: {sampling.steps} steps of {sampling.sampler}, {sampling.scheduler}, guidance {sampling.guidance:g}. "
+        f"{', '.join(f'{name} {version}' for name, version in versions().items())}; {platform.machine()}, {platform.system()}."
     )
 
 
@@ -152,7 +155,7 @@ def _step_table(found: Findings) -> list[str]:
 
 def units(rows: Sequence[Row]) -> int:
     """How many there are to average over."""
-    return len(by_unit({(row.case, row.seed, row.ask): row.value for row in rows}))
+    return len({getattr(row, counted_by(rows)) for row in rows})
 
 
 def _along_table(found: Findings) -> list[str]:
@@ -165,7 +168,8 @@ def _along_table(found: Findings) -> list[str]:
     for group in groups:
         rows = [row for row in found.rows if getattr(row, along) == group]
         part = replace(found, rows=rows)
-        parts += [f"### {along}: {group} ({_counted({units(rows)}, 'unit')})", *_goals(part), means_table(rows)]
+        counted = _counted({units(rows)}, "subject") if counted_by(rows) == "case" else f"{_counted({units(rows)}, 'seed')} of one subject"
+        parts += [f"### {along}: {group} ({counted})", *_goals(part), means_table(rows)]
     return parts
 
 

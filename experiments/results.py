@@ -6,9 +6,10 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
+from dev_tools.files import write_whole
 from experiments.intervals import Key
-from experiments.store import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,16 @@ def last_step(rows: Iterable[Row], condition: str) -> int:
     return max((row.step for row in rows if row.condition == condition), default=0)
 
 
+def counted_by(rows: Iterable[Row]) -> Literal["case", "seed"]:
+    """The field that tells the units of these rows apart: subjects, or the seeds of a lone one."""
+    return "seed" if len({row.case for row in rows}) == 1 else "case"
+
+
 def values(rows: Sequence[Row], condition: str, metric: str, **wanted: object) -> dict[Key, float]:
-    """A condition's numbers, of its last step where none is wanted, for each subject, seed and prompt."""
-    found = chosen(rows, condition=condition, metric=metric, **wanted)
+    """A condition's numbers, of its last step where none is wanted, for each subject, seed and prompt. Units are those of all ``rows``."""
+    found, unit = chosen(rows, condition=condition, metric=metric, **wanted), counted_by(rows)
     step = wanted.get("step", last_step(rows, condition))
-    return {(row.case, row.seed, row.ask): row.value for row in found if row.step == step}
+    return {Key(case=row.case, seed=row.seed, ask=row.ask, unit=getattr(row, unit)): row.value for row in found if row.step == step}
 
 
 def at_equal_steps(rows: Sequence[Row], metric: str, *conditions: str) -> list[dict[Key, float]]:

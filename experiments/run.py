@@ -49,9 +49,9 @@ def world_of(options: argparse.Namespace) -> World:
     if options.checkpoint:
         from experiments.checkpoint_world import SAMPLING, CheckpointWorld, Given
 
-        given = {name: getattr(options, name) for name in (*OWN, "clip_vision", "clip_text", "train", "loss")}
-        changed = {**({"resolution": options.resolution} if options.resolution else {}), **options.sampling}
-        return CheckpointWorld(Given(**given, sampling=replace(SAMPLING, **changed)))
+        given = {name: getattr(options, name) for name in (*OWN, "personalization_prompt", "clip_vision", "clip_text", "train", "loss")}
+        sampling = replace(SAMPLING, **options.sampling, resolution=options.resolution or SAMPLING.resolution)
+        return CheckpointWorld(Given(**given, sampling=sampling))
     from experiments.demo_world import DemoWorld
 
     world = DemoWorld()
@@ -69,7 +69,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def start_helpers(plan: Plan, jobs: int, log: Path) -> list[subprocess.Popen[bytes]]:
     """Processes that each do the part of a study with some of its subjects; the first share is left to this one."""
     names = [case.name for case in plan.cases()]
-    shares = [names[number::jobs] for number in range(1, min(jobs, len(names)))]
+    shares = [names[number::jobs] for number in range(1, jobs)]
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.run", *sys.argv[1:], "--helper", "--jobs", "1", "--subjects"]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
@@ -78,18 +78,21 @@ def start_helpers(plan: Plan, jobs: int, log: Path) -> list[subprocess.Popen[byt
 
 
 def carry_out_with_helpers(plan: Plan, cells: Path, jobs: int) -> None:
-    """Carry a study out in as many processes; what a helper failed to do is still to be done afterwards."""
+    """Carry a study out in as many processes, at most one for each subject; what a helper failed to do is still to be done afterwards."""
     import torch
 
     from experiments.laboratory import carry_out
 
-    helpers = start_helpers(plan, jobs, cells.parent / f"{plan.study.name}-helpers.log")
+    jobs, log = min(jobs, len(plan.cases())), cells.parent / f"{plan.study.name}-helpers.log"
+    helpers = start_helpers(plan, jobs, log)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // jobs))
     try:
         carry_out(replace(plan, subjects=tuple(case.name for case in plan.cases()[::jobs])), cells)
+        if any(helper.poll() is None for helper in helpers):
+            print("Other processes are still at the other subjects; their progress is in", log, flush=True)
         if any([helper.wait() for helper in helpers]):
-            print("A helper stopped early: what it left is done now. Its log is", cells.parent / f"{plan.study.name}-helpers.log", flush=True)
+            print("A helper stopped early: what it left is done now. Its log is", log, flush=True)
     finally:
         for helper in helpers:
             helper.terminate()
@@ -135,8 +138,10 @@ def main() -> None:
 def _carry_out_and_report(options: argparse.Namespace, root: Path) -> None:
     from experiments.laboratory import carry_out
     from experiments.report import write_report
+    from experiments.sampling import check_names
 
     plan, cells = plan_of(options), options.out / "cells"
+    check_names(plan.world.sampling)
     if options.helper:
         carry_out(plan, cells)
         return

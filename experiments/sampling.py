@@ -15,6 +15,19 @@ from experiments.training import part
 AT_ONCE = 8
 
 
+def check_names(settings: Sampling) -> None:
+    """Return quietly if the host has the sampler and the scheduler; it would silently take its first ones.
+
+    Raises:
+        SystemExit: it does not.
+    """
+    from comfy.samplers import KSampler
+
+    for name, known in (("sampler", KSampler.SAMPLERS), ("scheduler", KSampler.SCHEDULERS)):
+        if getattr(settings, name) not in known:
+            raise SystemExit(f"--sampling: ComfyUI has no {name} {getattr(settings, name)!r}; it has {', '.join(known)}.")
+
+
 def personalized(models: Models, files: CellFiles, step: int) -> Models:
     """The model with what was learned up to a step."""
     file = files.checkpoint(step)

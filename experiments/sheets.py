@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from experiments.store import read_pictures, slug, write_whole
+from dev_tools.files import write_whole
+from experiments.store import read_pictures, slug
 from experiments.study import Cell
 from experiments.world import Ask, Case
 

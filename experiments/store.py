@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file that gets the name ``path`` once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+from dev_tools.files import write_text, write_whole
 
 
 @contextmanager
@@ -43,9 +35,13 @@ def replaced(folder: Path) -> Iterator[Path]:
         new.rename(folder)
 
 
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError)
+"""What loaders raise at a file that is cut off or holds no model."""
+
+
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as JSON, whole."""
-    write_whole(path, lambda partial: partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:

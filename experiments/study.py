@@ -94,7 +94,7 @@ class Plan:
         unknown = [name for name in self.subjects if name not in known]
         if unknown or not known:
             raise SystemExit(f"--subjects: {self.study.name} has {', '.join(known) or 'no subject'} in this world, not {', '.join(unknown) or 'any'}.")
-        return [known[name] for name in self.subjects or known]
+        return [known[name] for name in dict.fromkeys(self.subjects) or known]
 
     def asks(self, case: Case) -> tuple[Ask, ...]:
         """The prompts that are studied with a case."""

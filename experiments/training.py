@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from bench.contenders import PACK
-from experiments.store import CellFiles, fingerprint, read_json, slug, write_json, write_whole
+from dev_tools.files import write_whole
+from experiments.store import CellFiles, fingerprint, read_json, slug, write_json
 from experiments.study import Cell
 from experiments.world import World
+
+TRAINING = 1
+"""Raise it when the same settings train something else than before."""
 
 
 def part(name: str) -> Any:
@@ -25,6 +30,8 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     if not cell.condition.trained:
         return _folder_of(cell, [world.identity, cell.seed, *([world.ruler] if cell.condition.pictures == "drawn" else [])], folder)
     facts = [
+        TRAINING,
+        versions(),
         world.identity,
         asdict(loss_config(cell, world)),
         _without_steps(cell, world),
@@ -33,6 +40,14 @@ def files_of(cell: Cell, world: World, folder: Path) -> CellFiles:
     if cell.condition.sees_prompt:
         facts.append([cell.asks[0].target, cell.asks[0].clean])
     return _folder_of(cell, facts, folder)
+
+
+def versions() -> dict[str, str]:
+    """What trains and samples, other than this repository."""
+    import comfyui_version
+    import torch
+
+    return {"ComfyUI": comfyui_version.__version__, "PyTorch": torch.__version__}
 
 
 def _folder_of(cell: Cell, facts: object, folder: Path) -> CellFiles:
@@ -73,9 +88,10 @@ def job_of(cell: Cell, world: World) -> Any:
     )
 
 
-def steps_missing(cell: Cell, files: CellFiles) -> int:
-    """How many steps have to be made: training begins anew if a look is missing that comes before it was found unstable."""
-    return max((step for step in looks_of(cell, files) if cell.condition.trained and not files.cost(step).is_file()), default=0)
+def steps_missing(cell: Cell, files: CellFiles, to_sample: Collection[int] = ()) -> int:
+    """How many steps have to be made: training begins anew if a look is missing that comes before it was found unstable, or a LoRA ``to_sample`` from."""
+    there = [step for step in looks_of(cell, files) if files.cost(step).is_file() and (step not in to_sample or files.checkpoint(step).is_file())]
+    return max(set(looks_of(cell, files)) - set(there), default=0) if cell.condition.trained else 0
 
 
 def looks_of(cell: Cell, files: CellFiles) -> list[int]:
@@ -84,9 +100,9 @@ def looks_of(cell: Cell, files: CellFiles) -> list[int]:
     return [step for step in cell.looks if step < end]
 
 
-def train(cell: Cell, world: World, files: CellFiles) -> Iterator[int]:
-    """Train and keep what was learned at each look; yields the number of each step made. An unstable training ends early, which is noted."""
-    last, job, seconds, host = steps_missing(cell, files), job_of(cell, world), dict[int, float](), part("nodes.host.training")
+def train(cell: Cell, world: World, files: CellFiles, last: int) -> Iterator[int]:
+    """Train for ``last`` steps and keep what was learned at each look; yields the number of each step made. An unstable training ends early, which is noted."""
+    job, seconds, host = job_of(cell, world), dict[int, float](), part("nodes.host.training")
     with host.memory_advice(job), host.prepared(job) as training, part("nodes.host.meter").Meter(training.session.device) as meter:
         try:
             for report in training.steps():
@@ -105,7 +121,8 @@ def train(cell: Cell, world: World, files: CellFiles) -> Iterator[int]:
 
 def _keep(training: Any, job: Any, files: CellFiles, step: int) -> None:
     checkpoint = part("palp_train.checkpoint")
-    metadata = {checkpoint.FORMAT_KEY: checkpoint.FORMAT, checkpoint.TARGET_PROMPT_KEY: job.prompts.target}
+    words = {taught.subject.placeholder: taught.subject.class_word for taught in job.subjects}
+    metadata = {checkpoint.FORMAT_KEY: checkpoint.FORMAT, checkpoint.TARGET_PROMPT_KEY: job.prompts.target, checkpoint.CLASS_WORDS_KEY: json.dumps(words)}
     learned = checkpoint.PalpLora(lora=training.learned_lora(), words=training.learned_words(), metadata=metadata, file="")
     write_whole(files.checkpoint(step), lambda partial: _save(partial, learned))
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..palp_train.checkpoint import PalpLora
 from ..palp_train.config import LossConfig, TrainConfig
 from ..palp_train.prompts import prompt_set
-from .host.files import check_name, listed_name, write_lora
+from .host.files import check_name, listed_name, refuse_unwritable, write_lora
 from .host.metadata import describe
 from .host.pictures import SubjectPictures
 from .host.training import Job, Outcome, run
@@ -97,6 +97,7 @@ class PalpTrainLora(io.ComfyNode):
             teacher_clip=teacher_clip,
         )
         check_name(name)
+        refuse_unwritable()
         outcome = run(job)
         saved = save(job, outcome, name)
         report = report_text(job, outcome, saved)

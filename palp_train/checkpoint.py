@@ -19,6 +19,7 @@ FORMAT = "1"
 FORMAT_KEY = "palp.format"
 TARGET_PROMPT_KEY = "palp.target_prompt"
 CLASS_WORDS_KEY = "palp.class_words"
+ARCHITECTURE_KEY = "modelspec.architecture"
 WORD_PREFIX = "bundle_emb."
 
 
@@ -124,5 +125,9 @@ def _write(partial: Path, final: Path, tensors: Mapping[str, Tensor], metadata: 
 
 
 def _highest_counter(folder: Path, name: str) -> int:
+    """0 also where the folder cannot be listed, and then by no loader either."""
     pattern = re.compile(rf"{re.escape(name)}_(\d+)\.safetensors")
-    return max((int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))), default=0)
+    try:
+        return max((int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))), default=0)
+    except PermissionError:
+        return 0

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import io
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from demo.make.paths import WORK
+from dev_tools.files import write_whole
 
 PACKAGES = {"solid": "@lobehub/fluent-emoji-3d@1.1.0", "flat": "@lobehub/fluent-emoji-flat@1.1.0"}
 """Microsoft's Fluent emoji, MIT: rendered solids as webp, flat drawings as svg; see ``demo/NOTICE.md``."""
@@ -64,9 +67,16 @@ def sprite(code_point: str, kind: str) -> Image.Image:
     """
     cached = WORK / "sprites" / f"{code_point}-{kind}.png"
     if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        _cut_out(_drawing(code_point, kind)).save(cached)
+        drawn = _cut_out(_drawing(code_point, kind))
+        write_whole(cached, lambda partial: drawn.save(partial, format="png"))
     return Image.open(cached).convert("RGBA")
+
+
+def draw_all() -> None:
+    """Draw every sprite once, in one process: those that draw pictures then only read them."""
+    for code_point in (*CODE_POINTS.values(), HAT):
+        for kind in PACKAGES:
+            sprite(code_point, kind)
 
 
 def _drawing(code_point: str, kind: str) -> Image.Image:
@@ -91,11 +101,22 @@ def _cut_out(drawing: Image.Image) -> Image.Image:
 
 
 def _package(name: str) -> Path:
-    """Folder of an unpacked npm package, fetched on first use."""
+    """Folder of an unpacked npm package, fetched on first use.
+
+    Raises:
+        SystemExit: npm is not there, or does not get the package.
+    """
     folder = WORK / "art" / name.replace("/", "+")
-    if not (folder / "package").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        packed = subprocess.run(["npm", "pack", "--silent", name], cwd=folder, check=True, capture_output=True, text=True)
-        with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
-            archive.extractall(folder, filter="data")
-    return folder / "package"
+    if not folder.is_dir():
+        npm = shutil.which("npm")  # on Windows a script, which only its whole name starts
+        if not npm:
+            raise SystemExit(f"npm is not on the path; it fetches the art, {name}.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as beside:
+            packed = subprocess.run([npm, "pack", "--silent", name], cwd=beside, check=False, capture_output=True, text=True)
+            if packed.returncode:
+                raise SystemExit(f"npm did not fetch {name}: {packed.stderr.strip()}")
+            with tarfile.open(Path(beside) / packed.stdout.strip().splitlines()[-1]) as archive:
+                archive.extractall(beside, filter="data")
+            (Path(beside) / "package").rename(folder)
+    return folder

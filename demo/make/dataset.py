@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from demo.make import art
 from demo.make.creature import Creature, random_creature
 from demo.make.grammar import ATTRIBUTES, Scene, random_scene
 from demo.make.paths import WORK
 from demo.make.subjects import LIME, TURQUOISE
 from demo.make.world import picture
+from dev_tools.files import write_whole
 
 SHARD = 2000
 SHARDS = 60
@@ -35,7 +37,7 @@ NAMELESS = 255
 
 def draw_all() -> None:
     """Draw every shard that is not there yet, on two cores."""
-    (WORK / "pictures").mkdir(parents=True, exist_ok=True)
+    art.draw_all()
     missing = [number for number in range(UNNAMED_HUE.stop) if not _path(number).is_file()]
     with ProcessPoolExecutor(2) as pool:
         for _ in tqdm(pool.map(_draw, missing), total=len(missing), desc="drawing", mininterval=20):
@@ -50,12 +52,6 @@ def pictures(shards: Iterable[int]) -> NDArray[np.uint8]:
 def labels(shards: Iterable[int]) -> NDArray[np.uint8]:
     """For each picture and each of ``grammar.ATTRIBUTES``, the number of its value."""
     return np.concatenate([np.load(_path(number))["labels"] for number in shards])
-
-
-def scenes(shards: Iterable[int]) -> Iterator[Scene]:
-    """What is in each picture."""
-    for row in labels(shards):
-        yield scene_of(row)
 
 
 def scene_of(row: NDArray[np.uint8]) -> Scene:
@@ -82,9 +78,7 @@ def _draw(number: int) -> None:
         creatures = [replace(random_creature(scene, rng), hue=hue_of(rng)) for scene in drawn]
         told[:, list(ATTRIBUTES).index("color")] = NAMELESS
     pixels = np.stack([(picture(scene, rng, creature) * 255).round().astype(np.uint8) for scene, creature in zip(drawn, creatures, strict=True)])
-    partial = _path(number).with_suffix(".partial.npz")
-    np.savez(partial, pixels=pixels, labels=told)
-    partial.replace(_path(number))
+    write_whole(_path(number), lambda partial: np.savez(partial, pixels=pixels, labels=told))
 
 
 def any_hue(rng: Generator) -> float:

@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from demo.make.paths import ROOT
-
-PINNED = ROOT / ".dev" / "comfyui-0.3.75"
+from dev_tools.host import PINNED
 
 
 def architecture() -> ModuleType:
     """``nodes/host/demo_model.py``; ``COMFYUI_PATH`` says where the host is, if not in ``.dev``."""
     if "palp_demo_model" not in sys.modules:
-        sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(PINNED)))
+        sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(ROOT / ".dev" / PINNED)))
         import comfy.cli_args
 
         comfy.cli_args.args.cpu = not torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Where the maker keeps what it does not commit."""
+"""Where the maker's files are: what it commits, and in ``WORK`` what it does not."""
 
 from pathlib import Path
 

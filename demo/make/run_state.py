@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from demo.make.paths import WORK
+from dev_tools.files import write_whole
 
 SAVE_EVERY_SECONDS = 120.0
 SMOOTH = 0.99
@@ -83,8 +83,7 @@ class Stage:
         state = {"modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "generator": torch.get_rng_state()}
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        torch.save(state, self.path.with_suffix(".partial"))
-        os.replace(self.path.with_suffix(".partial"), self.path)
+        write_whole(self.path, lambda partial: torch.save(state, partial))
 
     def _resume(self) -> None:
         if self.path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from demo.make.host import new_vae
 from demo.make.paths import WORK
 from demo.make.precision import keep_small_convolutions_in_float32
 from demo.make.run_state import Stage, warm_cosine
+from dev_tools.files import write_whole
 
 STEPS, BATCH, PEAK_RATE = 4000, 12, 2e-3
 LATENT_JITTER = 0.05
@@ -31,13 +33,17 @@ def as_input(pixels: Any) -> Tensor:
 @torch.inference_mode()
 def encode_all() -> None:
     """Compute the encoder; then latents of all pictures that the diffusion model learns from, scaled to a standard deviation of one, with that scale."""
+    if LATENTS.is_file():
+        return
     vae = new_vae()
     print(f"{encoder.fit(vae, as_input(dataset.pictures(range(1)))):.5f} of the components' variance is in the latents")
-    torch.save({"encoder": vae.encoder.state_dict(), "quant_conv": vae.quant_conv.state_dict()}, ENCODER)
+    computed = {"encoder": vae.encoder.state_dict(), "quant_conv": vae.quant_conv.state_dict()}
+    write_whole(ENCODER, lambda partial: torch.save(computed, partial))
     shards = (*range(dataset.SHARDS), *dataset.UNNAMED_HUE)
     latents = torch.cat([_encoded(vae, dataset.pictures([number])) for number in tqdm(shards, desc="encoding", mininterval=20)])
     scale = 1 / latents[: dataset.SHARDS * dataset.SHARD].std()
-    torch.save({"latents": (latents * scale).half(), "scale": scale, "labels": torch.from_numpy(dataset.labels(shards))}, LATENTS)
+    encoded = {"latents": (latents * scale).half(), "scale": scale, "labels": torch.from_numpy(dataset.labels(shards))}
+    write_whole(LATENTS, lambda partial: torch.save(encoded, partial))
 
 
 def _encoded(vae: Any, pixels: Any) -> Tensor:
@@ -78,13 +84,11 @@ def trained() -> Any:
 
 def show_all() -> None:
     """Keep the judge's own pictures as the autoencoder shows them: as soft as all that the demo model will make."""
-    SHOWN.mkdir(parents=True, exist_ok=True)
     vae, shards = trained(), (*dataset.ANY_HUE, *dataset.ANY_HUE_HELD_OUT)
     for number in tqdm([number for number in shards if not _shown(number).is_file()], desc="showing", mininterval=20):
         made = torch.cat([_reconstructed(vae, batch) for batch in as_input(dataset.pictures(range(number, number + 1))).split(50)])
-        partial = _shown(number).with_suffix(".partial.npy")
-        np.save(partial, made.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
-        partial.replace(_shown(number))
+        pixels = made.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        write_whole(_shown(number), partial(np.save, arr=pixels))
 
 
 def shown(shards: range) -> Any:

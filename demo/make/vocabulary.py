@@ -1,4 +1,4 @@
-"""CLIP's kind of vocabulary for a small world: each of its words one token, everything else spelled letter by letter."""
+"""CLIP's kind of vocabulary for a small world: each of its words one token, everything else in pieces."""
 
 from __future__ import annotations
 

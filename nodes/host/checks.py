@@ -12,6 +12,9 @@ from ...palp_train.trainer import Picture
 from .denoiser import parametrization_of
 from .families import family_of
 
+NOT_THE_CLIPS = ("CUDA", "CUBLAS", "HIP", "kernel", "dtype", "scalar type")
+"""Words of errors that a text encoder of another family does not cause."""
+
 
 def require(name: str, value: Any, advice: str) -> None:
     """Return quietly if the host gave something for the input ``name``.
@@ -34,7 +37,7 @@ def refuse_foreign_clip(denoiser: Denoiser, text_encoder: TextEncoder, prompt: s
     try:
         denoiser(picture.latent[None], denoiser.sigmas[-1:], [Query(conditioning=conditioning, personalized=False)])
     except (RuntimeError, TypeError, AttributeError) as error:
-        if ran_out_of_memory(error):
+        if ran_out_of_memory(error) or any(word in str(error) for word in NOT_THE_CLIPS):
             raise
         raise InputError(name, f"the model cannot read what it writes ({_first_line(error)}). Use the CLIP that belongs to this model.") from error
 

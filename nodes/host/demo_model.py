@@ -3,6 +3,7 @@
 It makes pictures of 64 x 64 pixels. Everything that shapes it is here, for the maker as for the node.
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class DemoConfig(comfy.supported_models.SD15):
 
 
 class DemoTokenizer(comfy.sd1_clip.SDTokenizer):
-    """CLIP's tokenizer with a vocabulary of the world's words; everything else is spelled."""
+    """CLIP's tokenizer with a vocabulary of the world's words; everything else falls into pieces."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
         """Read the vocabulary from this repository."""
@@ -191,11 +192,18 @@ def empty_clip() -> Any:
         clip = DemoTextEncoders
         tokenizer = DemoTokenizers
 
-    return comfy.sd.CLIP(Target, embedding_directory=folder_paths.get_folder_paths("embeddings"), model_options={"dtype": torch.float32})
+    folders = folder_paths.get_folder_paths("embeddings")
+    return comfy.sd.CLIP(Target, embedding_directory=folders, model_options={"dtype": torch.float32}, **_held_whole())
+
+
+def _held_whole() -> dict[str, bool]:
+    """What keeps newer hosts from loading the text encoder's weights as they are used: there is no file that they could load it from anew for training."""
+    return {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters else {}
 
 
 def _vae(tensors: dict[str, Tensor]) -> Any:
-    vae = comfy.sd.VAE(sd=tensors, config={"params": {"ddconfig": VAE_CONFIG, "embed_dim": LATENT_CHANNELS}})
+    """In float32 wherever it runs: large numbers cancel in the computed encoder, of which bfloat16 would leave too little."""
+    vae = comfy.sd.VAE(sd=tensors, config={"params": {"ddconfig": VAE_CONFIG, "embed_dim": LATENT_CHANNELS}}, dtype=torch.float32)
     regroup(vae.first_stage_model)
     vae.latent_channels = LATENT_CHANNELS
     return vae

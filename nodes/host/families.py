@@ -55,7 +55,7 @@ def family_of(model: Any, name: str = "model") -> Family:
     Raises:
         InputError: we do not train such models; the text says which we do.
     """
-    family = _family(model)
+    family = known_family(model)
     if family is None or model.model_config.unet_config.get("in_channels", model.latent_format.latent_channels) not in _plain_channels(model):
         known = ", ".join(dict.fromkeys(f.title for f in (_STABLE_DIFFUSION_1, _STABLE_DIFFUSION_2, *_FAMILIES.values())))
         raise InputError(
@@ -65,7 +65,8 @@ def family_of(model: Any, name: str = "model") -> Family:
     return family
 
 
-def _family(model: Any) -> Family | None:
+def known_family(model: Any) -> Family | None:
+    """The family of one of the host's BaseModels, also where it takes more than a prompt; None of other families."""
     name = type(model).__name__
     if name == "BaseModel" and getattr(model.diffusion_model, "input_blocks", None) is not None:
         is_second = any(config.__name__ == "SD20" for config in type(model.model_config).__mro__)

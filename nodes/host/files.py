@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import folder_paths
 from torch import Tensor
@@ -49,6 +50,21 @@ def lora_folder() -> Path:
     listed = [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
     preferred = Path(folder_paths.get_output_directory()) / "loras"
     return (preferred if preferred in listed else listed[0]) / SUBFOLDER
+
+
+def refuse_unwritable() -> None:
+    """Return quietly if files can be written into ``lora_folder``: better known before a training than after it.
+
+    Raises:
+        InputError: they cannot.
+    """
+    folder = lora_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError("name", f"no file can be written into {folder} ({error.strerror}), where the LoRA belongs. Make it writable.") from error
 
 
 def write_lora(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:

@@ -163,6 +163,8 @@ def planned(memory: StepMemory, config: TrainConfig, loss: LossConfig, free: flo
             needed = heap * memory.peak(plan)
             if MARGIN * needed <= free:
                 return possible[number:], int(needed)
+    except comfy.model_management.InterruptProcessingException:  # an Exception on some hosts
+        raise
     except Exception as error:  # whatever somebody's network does that has no meaning without data: it may train all the same
         logging.warning("PALP: this model's memory cannot be foreseen; training tries what fits. %s", error, exc_info=True)
         return possible, None

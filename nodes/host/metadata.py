@@ -9,7 +9,7 @@ import comfyui_version
 import torch
 
 from ...palp_train import __version__
-from ...palp_train.checkpoint import CLASS_WORDS_KEY, FORMAT, FORMAT_KEY, TARGET_PROMPT_KEY
+from ...palp_train.checkpoint import ARCHITECTURE_KEY, CLASS_WORDS_KEY, FORMAT, FORMAT_KEY, TARGET_PROMPT_KEY
 from .exports import network_metadata
 from .families import family_of
 from .training import Job, Outcome
@@ -26,7 +26,7 @@ def _modelspec(job: Job, title: str) -> dict[str, str]:
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
-        "modelspec.architecture": f"{family_of(job.model.model).architecture}/lora",
+        ARCHITECTURE_KEY: f"{family_of(job.model.model).architecture}/lora",
         "modelspec.trigger_phrase": ", ".join(taught.subject.placeholder for taught in job.subjects),
         "modelspec.description": f'PALP LoRA for the prompt "{job.prompts.target}"',
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...palp_train.errors import InputError
+from .checks import ran_out_of_memory
 from .denoiser import differentiable_attention
 from .families import family_of
 from .text_encoder import learning_transformers, other_encoders_remembering
@@ -68,7 +69,7 @@ def training_session(
         stack.enter_context(owned_weights(session.model.model))
         stack.enter_context(_computing_in(session.model.model, precision))
         if session.clip is not None:
-            stack.enter_context(owned_weights(session.clip.cond_stage_model, upcast=learning_transformers(session.clip, learned)))
+            stack.enter_context(_learning(session.clip, learned))
             stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
             stack.enter_context(other_encoders_remembering(session.clip, learned))
         for patcher in (session.model, session.teacher):
@@ -81,8 +82,22 @@ def training_session(
 @contextmanager
 def trainable_networks() -> Generator[None, None, None]:
     """Within: autograd is on, and the host's networks compute by operations that have a backward pass."""
-    with torch.inference_mode(False), torch.enable_grad(), _host_in_training(), differentiable_attention():
+    with torch.inference_mode(False), torch.enable_grad(), _host_in_training(), differentiable_attention(), _differentiable_fp8():
         yield
+
+
+@contextmanager
+def _differentiable_fp8() -> Generator[None, None, None]:
+    """Within: layers with scaled 8-bit weights widen them, as they do on older GPUs, instead of computing in 8 bits, which has no backward pass."""
+    fast = getattr(comfy.ops, "fp8_linear", None)
+    if fast is None:
+        yield
+        return
+    try:
+        comfy.ops.fp8_linear = lambda *_: None
+        yield
+    finally:
+        comfy.ops.fp8_linear = fast
 
 
 def refuse_untrainable(model: Any) -> None:
@@ -180,6 +195,28 @@ def _largest_saving(patchers: Mapping[str, Any]) -> str:
     if not possible:
         return f"Load the model with weight_dtype fp8_e4m3fn: that frees about {sizes['model'] / 2:.1f} GiB if it is 16 bits wide now."
     return savings[max(possible, key=lambda name: sizes[name])]
+
+
+@contextmanager
+def _learning(clip: Any, learned: Collection[str]) -> Generator[None, None, None]:
+    """Within: gradients pass through the text encoders, those that learn in float32.
+
+    Raises:
+        InputError: there is no room for their copies.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned_weights(clip.cond_stage_model, upcast=learning_transformers(clip, learned)))
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            size = sum(p.numel() * 4 for network in learning_transformers(clip, learned) for p in network.parameters() if p.dtype != torch.float32)
+            raise InputError(
+                "word_vectors",
+                f"memory ran out: the text encoders that learn the word take {size / GIB:.1f} GiB more in float32. Set it to 0: the LoRA alone then learns "
+                "the subject, and the text encoders need not stay loaded.",
+            ) from error
+        yield
 
 
 @contextmanager

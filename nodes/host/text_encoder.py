@@ -28,12 +28,12 @@ def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
     return clone
 
 
-def learned_encoders(clip: Any, model: Any) -> frozenset[str]:
-    """Keys of the text encoders that learn new words: every CLIP, and each T5 whose backward pass fits into memory beside the model.
+def learned_encoders(clip: Any, *models: Any) -> frozenset[str]:
+    """Keys of the text encoders that learn new words: every CLIP, and each T5 whose backward pass fits into memory beside these models' patchers.
 
     Ask once for a run: what fits changes as models are loaded. Language models learn no words.
     """
-    return frozenset(tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if _learns(encoder, clip.patcher, model))
+    return frozenset(tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if _learns(encoder, clip.patcher, models))
 
 
 def learning_transformers(clip: Any, learned: Collection[str]) -> list[nn.Module]:
@@ -61,20 +61,20 @@ def _encoder_of(encoders: Any, name: str) -> Any:
     return getattr(encoders, name, None) or getattr(encoders, name.removeprefix("clip_"), None)
 
 
-def _learns(encoder: Any, patcher: Any, model: Any) -> bool:
+def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
     if isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
         return True
-    return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher, model)
+    return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher, models)
 
 
-def _backward_fits(transformer: nn.Module, patcher: Any, model: Any) -> bool:
+def _backward_fits(transformer: nn.Module, patcher: Any, models: Sequence[Any]) -> bool:
     """Whether a backward pass through a text encoder that computes in float32 fits beside everything that training loads.
 
     It takes a float32 copy of its weights, unless they are of that kind already, and activations: generously, an eighth of that more.
     """
     copies = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
     activations = sum(p.numel() * 4 for p in transformer.parameters()) / 8
-    still_to_load = sum(max(0, p.model_size() - p.loaded_size()) for p in (patcher, model))
+    still_to_load = sum(max(0, p.model_size() - p.loaded_size()) for p in (patcher, *models))
     return copies + activations + still_to_load < comfy.model_management.get_free_memory(patcher.load_device)
 
 

@@ -136,7 +136,8 @@ def prepared(job: Job) -> Generator[Training, None, None]:
     refuse_foreign_teacher(job.model, job.teacher_model)
     pictures = _pictures(job)
     refuse_small_pictures(job.model.model, pictures, job.train.resolution)
-    learned = learned_encoders(job.clip, job.model) if job.train.word_vectors else frozenset[str]()
+    networks = [patcher for patcher in (job.model, job.teacher_model) if patcher is not None]
+    learned = learned_encoders(job.clip, *networks) if job.train.word_vectors else frozenset[str]()
     fixed_encoder = None if learned else FixedTextEncoder(job.clip, {picture.prompt for picture in pictures} | _constant_prompts(job))
     teacher_encoder = FixedTextEncoder(job.teacher_clip or job.clip, _constant_prompts(job)) if job.teacher_model else None
     with training_session(job.model, job.clip if learned else None, job.teacher_model, job.train.precision, learned) as session:

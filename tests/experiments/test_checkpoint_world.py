@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from experiments.checkpoint_world import SAMPLING, CheckpointWorld, Given
 from experiments.embedder import Embedder, mean_similarity
@@ -54,6 +54,62 @@ def test_each_line_is_a_prompt_and_what_is_behind_bars_its_elements(files):
     assert (first.target, first.clean) == ("a sketch of [V] in Paris", "a sketch of cat in Paris")
     assert first.elements == {"element 1": ("a sketch",), "element 2": ("in Paris",)}
     assert second.elements == {}
+
+
+def test_placeholders_in_elements_are_put_into_words_and_empty_elements_left_out(files):
+    (files / "prompts.txt").write_text("a sketch of [V] in Paris | a [V] || in Paris |\n")
+    (ask,) = world(files).asks("standard", world(files).cases("single")[0])
+    assert ask.elements == {"element 1": ("a cat",), "element 2": ("in Paris",)}
+
+
+def test_a_clean_prompt_of_its_own_stands_behind_an_arrow(files):
+    (files / "prompts.txt").write_text("a cat like [V] => an oil painting of a cat | a cat\n")
+    (ask,) = world(files).asks("standard", world(files).cases("single")[0])
+    assert (ask.target, ask.clean, ask.elements) == ("a cat like [V]", "an oil painting of a cat", {"element 1": ("a cat",)})
+
+
+def test_subjects_are_taught_by_their_own_prompts_also_together(files):
+    two(files)
+    prompts = ["a photo of [V]", "a painting in the manner of [V]"]
+    there = world(files, images=[files / "my cat", files / "toy"], class_word=["cat", "painting"], personalization_prompt=prompts)
+    assert [case.taught[0].personalization_prompt for case in there.cases("single")] == prompts
+    (case,) = there.cases("composed")
+    assert [taught.personalization_prompt for taught in case.taught] == ["a photo of [V1]", "a painting in the manner of [V2]"]
+
+
+def test_prompts_of_one_length_have_no_complexity_to_compare(files):
+    (files / "prompts.txt").write_text("a sketch of [V] | a sketch\na photo of [V] | a photo\n")
+    with pytest.raises(SystemExit, match="--prompts: complexity compares"):
+        world(files).asks("complexity", world(files).cases("single")[0])
+
+
+def test_prompts_in_another_encoding_are_refused(files):
+    (files / "prompts.txt").write_bytes("ein Bild von [V] für mich".encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"--prompts: .*prompts\.txt is no text in UTF-8"):
+        world(files).asks("standard", world(files).cases("single")[0])
+
+
+def test_a_checkpoint_that_is_none_is_refused_by_name(files):
+    with pytest.raises(SystemExit, match=r"--checkpoint: ComfyUI cannot load model\.safetensors"):
+        _ = world(files).models
+
+
+def test_a_checkpoint_without_a_text_encoder_is_refused(files, checkpoint):
+    weights = {name: tensor for name, tensor in load_file(checkpoint).items() if not name.startswith("cond_stage_model.")}
+    save_file(weights, files / "model.safetensors")
+    with pytest.raises(SystemExit, match=r"--checkpoint: model\.safetensors holds no text encoder\. Give"):
+        _ = world(files).models
+
+
+def test_a_picture_that_is_cut_off_is_refused_and_what_is_hidden_is_left_out(files, capsys):
+    whole = (files / "my cat" / "1.png").read_bytes()
+    (files / "my cat" / "._1.png").write_bytes(b"what macOS keeps beside a file")
+    (files / "my cat" / "3.heic").write_bytes(b"what phones make")
+    assert len(world(files).cases("single")[0].taught[0].images) == 1
+    assert "3.heic" in capsys.readouterr().out
+    (files / "my cat" / "2.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit, match=r"--images: .*2\.png cannot be opened"):
+        world(files).cases("single")
 
 
 def test_a_prompt_without_the_subject_is_refused(files):
@@ -182,6 +238,15 @@ def test_text_and_vision_models_of_other_widths_are_refused(files):
 def test_a_text_model_beside_a_dino_is_refused_though_their_widths_agree(files):
     with pytest.raises(SystemExit, match=r"--clip-text: its 32 numbers .* the 32 that the DINOv2 of --clip-vision"):
         Embedder(name="dino.safetensors", vision=small_vision(files, "dinov2"), text=small_text())
+
+
+@pytest.mark.parametrize("option", ["--clip-vision", "--clip-text"])
+def test_a_broken_file_of_a_measuring_model_is_refused_by_name(files, option):
+    from experiments.embedder import _text_with_projection, _vision_model
+
+    (files / "clip.safetensors").write_bytes(b"cut off")
+    with pytest.raises(SystemExit, match=rf"{option}: .*clip\.safetensors"):
+        (_vision_model if option == "--clip-vision" else _text_with_projection)(files / "clip.safetensors")
 
 
 def test_a_text_encoder_without_projection_is_refused(files):

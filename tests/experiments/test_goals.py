@@ -67,6 +67,12 @@ def test_a_rival_is_compared_in_pairs():
     assert "above 0" in rival_line(rows(DIVERSITY, palp=0.5, sds=0.3), "sds", DIVERSITY)
 
 
+def test_every_rival_is_compared_by_prompt_subject_and_diversity():
+    found = [row for metric in (TEXT, IMAGE, DIVERSITY) for row in rows(metric, palp=0.5, sds=0.3, nfsd=0.2)]
+    said = [line.split(":")[0] for line in goal_lines(found, has_scale=True) if line.startswith("palp - ")]
+    assert said == [f"palp - {rival}, {metric}" for rival in ("sds", "nfsd") for metric in (TEXT, IMAGE, DIVERSITY)]
+
+
 def test_conditions_that_were_not_studied_are_not_mentioned():
     lines = goal_lines(rows(TEXT, base=0.8, none=0.3, palp=0.75), has_scale=True)
     assert len(lines) == 1 and lines[0].startswith("Prompt")

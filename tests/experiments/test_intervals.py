@@ -5,10 +5,16 @@ import math
 import pytest
 from scipy import stats
 
-from experiments.intervals import Interval, average, by_unit, contrast, interval, paired, shared
+from experiments.intervals import Interval, Key, average, by_unit, contrast, interval, paired, shared
 
-FIRST = {("a", 0, "sketch"): 0.31, ("a", 1, "sketch"): 0.29, ("b", 0, "sketch"): 0.44, ("b", 1, "sketch"): 0.38}
-SECOND = {("a", 0, "sketch"): 0.27, ("a", 1, "sketch"): 0.30, ("b", 0, "sketch"): 0.35, ("b", 1, "sketch"): 0.33}
+
+def of_subjects(values):
+    """Numbers of subjects, seeds and prompts, of which each subject is a unit."""
+    return {Key(case, seed, ask, unit=case): value for (case, seed, ask), value in values.items()}
+
+
+FIRST = of_subjects({("a", 0, "sketch"): 0.31, ("a", 1, "sketch"): 0.29, ("b", 0, "sketch"): 0.44, ("b", 1, "sketch"): 0.38})
+SECOND = of_subjects({("a", 0, "sketch"): 0.27, ("a", 1, "sketch"): 0.30, ("b", 0, "sketch"): 0.35, ("b", 1, "sketch"): 0.33})
 
 
 def test_a_paired_difference_is_scipys():
@@ -25,27 +31,23 @@ def test_an_interval_is_scipys():
 
 
 def test_pairs_are_made_of_shared_units_only():
-    assert paired(FIRST, {("b", 1, "sketch"): 0.33, ("c", 0, "sketch"): 9.0}).mean == pytest.approx(0.05)
+    assert paired(FIRST, of_subjects({("b", 1, "sketch"): 0.33, ("c", 0, "sketch"): 9.0})).mean == pytest.approx(0.05)
 
 
 def test_what_belongs_together_is_of_the_same_units_in_the_same_order():
-    first, second = shared(FIRST, {("c", 0, "sketch"): 9.0, **dict(reversed(SECOND.items()))})
+    first, second = shared(FIRST, {**of_subjects({("c", 0, "sketch"): 9.0}), **dict(reversed(SECOND.items()))})
     assert list(first) == list(second) == sorted(FIRST) and second == SECOND
 
 
 def test_pairs_are_made_of_the_same_prompts():
-    both = {("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.2}
-    assert paired(both, {("a", 0, "hard"): 0.1}).mean == pytest.approx(0.1)
+    both = of_subjects({("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.2})
+    assert paired(both, of_subjects({("a", 0, "hard"): 0.1})).mean == pytest.approx(0.1)
 
 
 def test_a_subject_counts_once_however_many_prompts_and_seeds_it_has():
-    values = {("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.5, ("a", 1, "easy"): 0.7, ("b", 0, "easy"): 0.3}
+    values = of_subjects({("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.5, ("a", 1, "easy"): 0.7, ("b", 0, "easy"): 0.3})
     assert by_unit(values) == pytest.approx({"a": 0.7, "b": 0.3})
     assert average(values).mean == pytest.approx(0.5) and average(values).count == 2
-
-
-def test_each_seed_of_a_lone_subject_counts():
-    assert by_unit({("a", 0, "easy"): 0.9, ("a", 0, "hard"): 0.5, ("a", 1, "easy"): 0.8}) == pytest.approx({0: 0.7, 1: 0.8})
 
 
 def test_values_that_are_all_the_same_decide_nothing():
@@ -53,7 +55,7 @@ def test_values_that_are_all_the_same_decide_nothing():
 
 
 def test_without_shared_units_there_is_no_difference():
-    assert paired(FIRST, {("c", 0, "sketch"): 1.0}) is None
+    assert paired(FIRST, of_subjects({("c", 0, "sketch"): 1.0})) is None
 
 
 def test_a_contrast_of_one_and_minus_one_is_a_paired_difference():

@@ -7,13 +7,14 @@ import pytest
 import torch
 from small_world import SmallWorld
 
-from experiments.laboratory import carry_out, costs_of, rows_of
+from experiments.intervals import Key, by_unit
+from experiments.laboratory import _check_room, carry_out, costs_of, rows_of, unstable
 from experiments.report import means_table, write_report
 from experiments.results import Row, at_equal_steps, values
-from experiments.store import CellFiles, read_pictures, write_json, write_pictures, write_whole
+from experiments.store import CellFiles, read_pictures, write_json, write_pictures
 from experiments.studies import STUDIES
 from experiments.study import Plan
-from experiments.training import looks_of, steps_missing
+from experiments.training import files_of, looks_of, steps_missing
 from experiments.world import TEXT
 
 
@@ -83,8 +84,6 @@ def test_only_what_is_missing_is_done(plan, folder):
 
 
 def test_other_settings_are_other_trainings(plan, folder):
-    from experiments.training import files_of, steps_missing
-
     other = replace(plan.world, train={"rank": 3})
     cell = plan.cells()[1]
     assert steps_missing(cell, files_of(cell, plan.world, folder / "cells")) == 0
@@ -92,8 +91,6 @@ def test_other_settings_are_other_trainings(plan, folder):
 
 
 def test_other_pictures_of_the_subject_are_another_training(plan, folder):
-    from experiments.training import files_of
-
     cell = next(cell for cell in plan.cells() if cell.condition.name == "none")
     (taught,) = cell.case.taught
     repainted = replace(taught, images=(taught.images[0].flip(0), *taught.images[1:]))
@@ -103,7 +100,7 @@ def test_other_pictures_of_the_subject_are_another_training(plan, folder):
 
 def test_conditions_start_from_the_same_noise_and_end_elsewhere(plan, folder):
     none, palp = (values(rows_of(plan, folder / "cells"), name, "subject similarity") for name in ("none", "palp"))
-    assert none.keys() == palp.keys() == {("a", 0, "ask 0"), ("a", 1, "ask 0")}
+    assert none.keys() == palp.keys() == {Key("a", seed, "ask 0", unit=seed) for seed in range(2)}
     assert all(none[key] != palp[key] for key in none)
 
 
@@ -139,8 +136,6 @@ def test_a_report_of_nothing_is_refused(plan, tmp_path):
 def test_a_training_that_does_not_stay_finite_is_noted_and_the_study_goes_on(pack, tmp_path):
     import tiny_models
 
-    from experiments.laboratory import unstable
-
     broken = tiny_models.sd15()
     with torch.inference_mode():
         broken.model.model.diffusion_model.out[2].weight.fill_(float("inf"))
@@ -158,16 +153,6 @@ def test_a_subject_of_two_is_trained_together(world, tmp_path):
     assert "goal" not in write_report(plan, tmp_path, tmp_path / "report").read_text()
 
 
-def test_an_interrupted_file_does_not_get_its_name(tmp_path):
-    def interrupted(partial):
-        partial.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "file", interrupted)
-    assert not list(tmp_path.iterdir())
-
-
 def test_pictures_come_back_from_their_strip(tmp_path):
     pictures = (torch.rand(3, 8, 6, 3) * 255).round() / 255
     write_pictures(tmp_path / "strip.png", pictures)
@@ -178,14 +163,23 @@ def test_conditions_are_compared_after_the_last_step_that_both_were_looked_at():
     about = dict(case="a", category="", elements=1, seed=0, metric="m", ask="ask")
     steps = {"base": (0,), "none": (1, 2, 3), "palp": (1, 2)}  # palp became unstable
     rows = [Row(**about, condition=name, step=step, value=float(step)) for name, each in steps.items() for step in each]
-    assert values(rows, "none", "m") == {("a", 0, "ask"): 3.0}
-    assert at_equal_steps(rows, "m", "base", "none", "palp") == [{("a", 0, "ask"): value} for value in (0.0, 2.0, 2.0)]
+    assert values(rows, "none", "m") == {Key("a", 0, "ask", unit=0): 3.0}
+    assert at_equal_steps(rows, "m", "base", "none", "palp") == [{Key("a", 0, "ask", unit=0): value} for value in (0.0, 2.0, 2.0)]
 
 
 def test_what_cannot_be_measured_after_the_last_step_is_not_replaced_by_an_earlier_look():
     about = dict(case="a", category="", elements=1, seed=0, condition="none", ask="ask")
     rows = [Row(**about, metric="m", step=1, value=0.5), Row(**about, metric="other", step=2, value=0.5)]
-    assert values(rows, "none", "m") == {} and values(rows, "none", "other") == {("a", 0, "ask"): 0.5}
+    assert values(rows, "none", "m") == {} and values(rows, "none", "other") == {Key("a", 0, "ask", unit=0): 0.5}
+
+
+def test_each_seed_of_a_studys_lone_subject_is_a_unit_and_of_several_each_subject():
+    about = dict(category="", elements=1, step=0, condition="base", metric="m")
+    measured = (("a", 0, "easy", 0.9), ("a", 0, "hard", 0.5), ("a", 1, "easy", 0.8))
+    alone = [Row(**about, case=case, seed=seed, ask=ask, value=value) for case, seed, ask, value in measured]
+    assert by_unit(values(alone, "base", "m")) == pytest.approx({0: 0.7, 1: 0.8})
+    elsewhere = Row(**{**about, "metric": "other"}, case="b", seed=0, ask="easy", value=0.1)
+    assert by_unit(values([*alone, elsewhere], "base", "m")) == pytest.approx({"a": 2.2 / 3})
 
 
 def test_a_number_of_fewer_subjects_says_so():
@@ -199,6 +193,42 @@ def test_a_training_can_be_looked_at_before_it_was_found_unstable(plan, tmp_path
     files = CellFiles(folder=tmp_path)
     write_json(files.unstable, {"step": 2, "why": "not finite"})
     assert looks_of(cell, files) == [1] and steps_missing(cell, files) == 1
+
+
+def test_what_happened_after_the_last_look_is_not_noted(plan, folder):
+    cell = next(cell for cell in plan.cells() if cell.condition.trained)
+    note = files_of(cell, plan.world, folder / "cells").unstable
+    for step, noted in ((3, []), (2, [f"{cell.title}: not finite"])):
+        write_json(note, {"step": step, "why": "not finite"})
+        assert unstable(plan, folder / "cells") == noted
+    note.unlink()
+
+
+def test_a_lora_that_is_gone_is_trained_again_only_where_pictures_are_missing(plan, folder):
+    cell = next(cell for cell in plan.cells() if cell.condition.trained)
+    files = files_of(cell, plan.world, folder / "cells")
+    kept = files.checkpoint(2).rename(files.checkpoint(2).with_suffix(".kept"))
+    assert (steps_missing(cell, files), steps_missing(cell, files, [1]), steps_missing(cell, files, [2])) == (0, 0, 2)
+    kept.rename(files.checkpoint(2))
+
+
+def test_loras_that_the_disk_has_no_room_for_are_refused_before_they_are_trained(plan, tmp_path):
+    cell = next(cell for cell in plan.cells() if cell.condition.trained)
+    made, left = CellFiles(folder=tmp_path / "made"), [(cell, CellFiles(folder=tmp_path / "left"))]
+    made.folder.mkdir()
+    with made.checkpoint(1).open("wb") as file:
+        file.truncate(2**42)  # sparse: it takes no room itself
+    with pytest.raises(SystemExit, match=r"still to be trained take 8192\.0 GiB below .* GiB are free"):
+        _check_room(plan, made, left)
+    _check_room(plan, made, [])
+
+
+def test_a_lora_of_a_study_knows_the_class_word_for_encoders_that_learn_no_vectors(plan, folder, pack):
+    from experiments.training import part
+
+    file = next((folder / "cells").rglob("step-00002.safetensors"))
+    (word,) = part("palp_train.checkpoint").read_checkpoint(file, file.name).words
+    assert (word.placeholder, word.class_word) == ("[V]", "cat")
 
 
 class DarkWorld(SmallWorld):

@@ -1,6 +1,7 @@
 """The command."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -124,11 +125,30 @@ def test_a_number_out_of_range_is_refused_by_name(host, tmp_path, option, value)
         ("--resolution", "32", "resolution: 32 is out of range"),
         ("--train", '{"steps": 5}', "steps is the study's own; choose it with --steps"),
         ("--loss", '{"noise": "independent"}', "noise is the study's own; choose it with --conditions"),
+        ("--sampling", '{"steps": "30"}', "steps: '30' is not a whole number"),
+        ("--sampling", '{"resolution": 128}', "resolution is the study's own; choose it with --resolution"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_what_can(host, tmp_path, option, value, said):
     done = experiment(tmp_path, "noise", "--quick", option, value)
     assert done.returncode == 2 and f"argument {option}: {said}" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "others"), [("sampler", "euler"), ("scheduler", "karras")])
+def test_a_sampler_that_the_host_does_not_have_is_refused_with_those_it_has(host, tmp_path, name, others):
+    done = experiment(tmp_path, "noise", "--quick", "--sampling", f'{{"{name}": "karas"}}')
+    assert done.returncode == 1 and re.search(rf"--sampling: ComfyUI has no {name} 'karas'; it has .*{others}", done.stderr)
+
+
+def test_a_text_model_without_a_vision_model_measures_nothing_and_is_refused(host, checkpoint, tmp_path):
+    done = experiment(tmp_path, "noise", *own(tmp_path, checkpoint), "--clip-text", checkpoint)
+    assert done.returncode == 2 and "--clip-text: compares with what a vision model sees" in done.stderr
+
+
+@pytest.mark.parametrize(("prompts", "said"), [(["a painting"], '"a painting" lacks [V]'), (["a [V]", "the [V]"], "2 for 1 folders of --images")])
+def test_a_personalization_prompt_that_cannot_be_is_refused(host, checkpoint, tmp_path, prompts, said):
+    done = experiment(tmp_path, "noise", *own(tmp_path, checkpoint), "--personalization-prompt", *prompts)
+    assert done.returncode == 2 and f"--personalization-prompt: {said}" in done.stderr
 
 
 @pytest.mark.parametrize(("option", "value"), [("--clip-vision", "clip.safetensors"), ("--resolution", "512")])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from demo.make import art
 from demo.make.run_state import Stage, warm_cosine
 
 STEPS = 12
@@ -33,3 +34,10 @@ def test_a_stage_that_was_cut_off_goes_on_as_if_it_had_not_been(trained):
 def test_a_stage_stops_where_it_is_told_to(trained):
     early, later = trained("early", until=5), trained("later", until=6)
     assert not torch.equal(early, later) and torch.equal(early, trained("early", until=5))
+
+
+def test_without_npm_the_maker_says_what_it_is_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(art, "WORK", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="npm is not on the path"):
+        art.draw_all()

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from host_calls import subject, train
+from host_calls import family, subject, train
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -131,3 +131,17 @@ def test_apply_without_a_clip_or_on_another_family_is_refused(nodes, models, err
 def test_a_class_word_in_which_the_text_encoder_sees_nothing_is_refused(nodes, models, errors, output):
     with pytest.raises(errors.InputError, match=r'^class_word: "\(\)" means nothing'):
         train(nodes, models, subject=subject(nodes, class_word="()"))
+
+
+def test_a_folder_that_no_lora_can_be_written_into_is_refused_before_training(nodes, models, errors, output):
+    (output / "loras").mkdir(exist_ok=True)
+    (output / "loras" / "palp").write_text("a file where the folder belongs")
+    with pytest.raises(errors.InputError, match=r"^name: no file can be written into .*palp"):
+        train(nodes, replace(models, model=None))
+
+
+def test_a_lora_of_another_generation_is_refused_though_its_layers_have_the_same_names(nodes, errors, output):
+    first, second = family("sd15"), family("sd2")
+    palp_lora = train(nodes, first)[0]
+    with pytest.raises(errors.InputError, match=r"^model: it is SD 2\.x, and .* was trained on stable-diffusion-v1\."):
+        nodes.ApplyPalpLora.execute(second.model, second.clip, palp_lora, 1.0)

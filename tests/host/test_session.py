@@ -150,6 +150,94 @@ def test_a_cancel_stops_within_a_step_and_gives_everything_back(training, models
     assert everything(models) == before
 
 
+def test_a_cancel_while_memory_is_foreseen_stops_before_any_step(training, models):
+    import comfy.model_management as mm
+
+    module, job = training
+    job = replace(job, train=replace(job.train, batch_size=3))  # of which nothing has been foreseen before
+    before, trained = everything(models), []
+
+    def cancel_in_the_trace(_layer, _args, output):
+        if isinstance(output, FakeTensor):
+            mm.interrupt_current_processing(True)
+        elif torch.is_grad_enabled():
+            trained.append(1)
+
+    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(cancel_in_the_trace)
+    try:
+        with torch.inference_mode(), pytest.raises(mm.InterruptProcessingException):
+            module.run(job)
+    finally:
+        handle.remove()
+        mm.interrupt_current_processing(False)
+    assert not trained
+    assert everything(models) == before
+
+
+def test_where_the_learning_text_encoders_do_not_fit_in_float32_the_error_names_the_vectors(training, models, pack, monkeypatch):
+    module, job = training
+    session, errors = (import_module(f"{pack.__name__}.{name}") for name in ("nodes.host.session", "palp_train.errors"))
+    own, before = session.owned_weights, everything(models)
+
+    @contextmanager
+    def without_room(network, upcast=()):
+        if upcast:
+            raise torch.OutOfMemoryError("for copies in float32")
+        with own(network):
+            yield
+
+    monkeypatch.setattr(session, "owned_weights", without_room)
+    with torch.inference_mode(), pytest.raises(errors.InputError, match=r"^word_vectors: memory ran out: .* GiB more in float32\. Set it to 0"):
+        module.run(job)
+    assert everything(models) == before
+
+
+def test_a_failure_of_the_device_is_not_blamed_on_the_clip(training, models):
+    module, job = training
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(fail)
+    try:
+        with torch.inference_mode(), pytest.raises(RuntimeError, match=r"^CUDA error"):
+            module.run(job)
+    finally:
+        handle.remove()
+
+
+def test_a_teacher_that_is_still_to_be_loaded_takes_room_from_a_t5_that_would_learn(pack):
+    text, models = import_module(f"{pack.__name__}.nodes.host.text_encoder"), family("flux")
+
+    class Large:
+        def model_size(self):
+            return 2**60
+
+        def loaded_size(self):
+            return 0
+
+    assert text.learned_encoders(models.clip, models.model) == {"clip_l", "t5xxl"}
+    assert text.learned_encoders(models.clip, models.model, Large()) == {"clip_l"}
+
+
+if "def scaled_fp8_ops" in (Path(os.environ["COMFYUI_PATH"]) / "comfy" / "ops.py").read_text():
+
+    def test_gradients_pass_through_layers_that_compute_in_8_bits(pack):
+        import comfy.ops
+
+        session = import_module(f"{pack.__name__}.nodes.host.session")
+        layer = comfy.ops.scaled_fp8_ops(fp8_matrix_mult=True).Linear(4, 3, bias=False, dtype=torch.float8_e4m3fn)
+        layer.reset_parameters()
+        layer.weight.data = torch.randn(3, 4).to(torch.float8_e4m3fn)
+        layer.weight.requires_grad_(False)
+        layer.scale_weight.data.fill_(2.0)
+        x, fast = torch.randn(1, 2, 4, requires_grad=True), comfy.ops.fp8_linear
+        with session.trainable_networks():
+            layer(x).sum().backward()
+        torch.testing.assert_close(x.grad, 2 * layer.weight.float().sum(dim=0).expand(1, 2, 4))
+        assert comfy.ops.fp8_linear is fast
+
+
 def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(training, pack):
     module, job = training
     first, second = module.run(job), module.run(job)

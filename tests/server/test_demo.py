@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from demo import graph, run
-from demo.results import find_loras
+from demo.errors import ComfyError
+from demo.results import empty_folder, find_loras
 
 
 def test_the_demo_leaves_two_loras_and_pictures_from_the_same_noise_side_by_side(base, tmp_path, monkeypatch):
@@ -31,5 +32,13 @@ def test_every_kind_of_picture_begins_with_the_same_noise():
 
 
 def test_a_training_that_left_no_lora_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no new LoRA"):
+    with pytest.raises(ComfyError, match="no new LoRA"):
         find_loras(["palp/demo_palp_00001.safetensors"], tmp_path)
+
+
+def test_only_the_files_of_an_earlier_demo_make_room_for_a_new_one(tmp_path):
+    own = {"my cat.png", "my_lora.safetensors", "notes.txt"}
+    earlier = {"palp_1.png", "base_6.png", "demo_plain_00002.safetensors", "side_by_side.png", "loss.png", "report.txt", "server.log"}
+    for name in own | earlier:
+        (tmp_path / name).write_text("")
+    assert {path.name for path in empty_folder(tmp_path).iterdir()} == own
