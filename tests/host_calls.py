@@ -1,6 +1,7 @@
 """What the tests of the host's side share: calls of the nodes and of the host, and portraits of what must not change."""
 
 import hashlib
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -67,3 +68,19 @@ def everything(models) -> list:
 def sampled(models) -> torch.Tensor:
     """A picture's latent by the host's own sampler, in two guided steps."""
     return denoised(models.model, encoded(models.clip, "a sketch of a cat"), encoded(models.clip, ""), steps=2, cfg=4.0)
+
+
+def short_job(pack, models, steps=3):
+    part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
+    prompts, config = part("palp_train.prompts"), part("palp_train.config")
+    subject = prompts.Subject()
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
+    return part("nodes.host.training").Job(
+        model=models.model,
+        clip=models.clip,
+        vae=models.vae,
+        subjects=[part("nodes.host.pictures").SubjectPictures(subject=subject, images=(picture,))],
+        prompts=prompts.prompt_set([subject], "a sketch of [V] in Paris"),
+        train=config.TrainConfig(steps=steps, rank=4, resolution=64, learning_rate=1e-3, word_learning_rate=1e-3),
+        loss=config.LossConfig(),
+    )

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 import pytest
-from host_calls import sampled
+from host_calls import family, sampled, short_job
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,9 @@ def part(pack):
 
 
 @pytest.fixture(scope="module")
-def models(pack):
-    """A tiny SD 1.x that has been sampled with: the host's own loading leaves its marks."""
-    import tiny_models
-
-    made = tiny_models.sd15()
+def models(request, pack):
+    """A tiny SD 1.x, or what a test names, that has been sampled with: the host's own loading leaves its marks."""
+    made = family(getattr(request, "param", "sd15"))
     sampled(made)
     return made
 
@@ -43,3 +41,10 @@ def output(tmp_path, host):
     yield tmp_path
     folder_paths.set_output_directory(before)
     folder_paths.folder_names_and_paths["loras"][0].remove(str(tmp_path / "loras"))
+
+
+@pytest.fixture
+def training(pack, models):
+    """(run, job): a short training job on the models, and what runs it."""
+    module = import_module(f"{pack.__name__}.nodes.host.training")
+    return module, short_job(pack, models)

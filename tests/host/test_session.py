@@ -1,16 +1,13 @@
-"""After a run, an exception at any point and a cancel, the user's MODEL and CLIP are what they were."""
+"""What a session makes of the user's MODEL and CLIP, and that they are afterwards what they were."""
 
-import itertools
 import os
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from host_calls import everything, family, sampled
-from torch._subclasses.fake_tensor import FakeTensor
+from host_calls import everything, family, sampled, short_job
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -20,29 +17,6 @@ def models(request, pack):
     made = getattr(tiny_models, request.param)()
     sampled(made)  # the host's own loading leaves its marks; they are not ours to remove
     return made
-
-
-@pytest.fixture
-def training(pack, models):
-    """(run, job): a short training job on the models, and what runs it."""
-    module = import_module(f"{pack.__name__}.nodes.host.training")
-    return module, short_job(pack, models)
-
-
-def short_job(pack, models, steps=3):
-    part = lambda name: import_module(f"{pack.__name__}.{name}")  # noqa: E731
-    prompts, config = part("palp_train.prompts"), part("palp_train.config")
-    subject = prompts.Subject()
-    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
-    return part("nodes.host.training").Job(
-        model=models.model,
-        clip=models.clip,
-        vae=models.vae,
-        subjects=[part("nodes.host.pictures").SubjectPictures(subject=subject, images=(picture,))],
-        prompts=prompts.prompt_set([subject], "a sketch of [V] in Paris"),
-        train=config.TrainConfig(steps=steps, rank=4, resolution=64, learning_rate=1e-3, word_learning_rate=1e-3),
-        loss=config.LossConfig(),
-    )
 
 
 def test_a_run_gives_everything_back_and_samples_the_same_picture(training, models):
@@ -63,147 +37,6 @@ def test_training_leaves_the_global_random_state_and_the_modes_alone(training):
         assert torch.is_inference_mode_enabled()
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("call", [1, 2, 3, 6])
-def test_an_exception_inside_the_network_gives_everything_back(training, models, call):
-    """The host raises in the middle of a forward pass when its user cancels, and when memory runs out."""
-    module, job = training
-    picture, before = sampled(models), everything(models)
-    layer, calls = models.model.model.diffusion_model.time_embed, []
-
-    def fail(*_):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt("in the middle of a forward pass")
-
-    handle = layer.register_forward_hook(fail)
-    try:
-        with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
-            module.run(job)
-    finally:
-        handle.remove()
-    assert len(calls) == call
-    assert everything(models) == before
-    assert torch.equal(sampled(models), picture)
-
-
-@contextmanager
-def memory_running_out(models, calls):
-    """Within: the network has no memory when it is called for one of these times, counted from 1, on real tensors."""
-    count = itertools.count(1)
-
-    def run_out(_layer, _args, output):
-        if not isinstance(output, FakeTensor) and next(count) in calls:
-            raise torch.OutOfMemoryError("in the middle of a pass")
-
-    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(run_out)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"gradient_checkpointing": "off"}, "gradient_checkpointing"), ({"gradient_checkpointing": "on", "batch_size": 2}, "batch_size"), ({}, "resolution")],
-)
-def test_where_memory_runs_out_everything_is_given_back_and_the_error_names_what_to_change(training, models, pack, settings, name):
-    module, job = training
-    errors = import_module(f"{pack.__name__}.palp_train.errors")
-    picture = sampled(models)
-    with memory_running_out(models, range(6, 1000)), torch.inference_mode(), pytest.raises(errors.InputError, match=rf"^{name}: memory ran out"):
-        module.run(replace(job, train=replace(job.train, **settings)))
-    assert torch.equal(sampled(models), picture)
-
-
-@pytest.mark.parametrize("call", [2, 3, 4, 5])
-def test_where_memory_runs_out_once_the_step_is_made_again_with_less_and_nothing_is_lost(training, models, call):
-    module, job = training
-    with torch.inference_mode():
-        expected = module.run(job)
-        with memory_running_out(models, [call]):
-            outcome = module.run(job)
-    assert [step.personalization for step in outcome.steps] == pytest.approx([step.personalization for step in expected.steps], rel=1e-4)
-    assert (expected.plan.rows, outcome.plan.rows) == (None, 2)
-
-
-def test_a_cancel_stops_within_a_step_and_gives_everything_back(training, models):
-    import comfy.model_management as mm
-
-    module, job = training
-    before = everything(models)
-    steps = []
-
-    def cancel_in_the_first_step(*_):
-        steps.append(1)
-        mm.interrupt_current_processing(True)
-
-    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(cancel_in_the_first_step)
-    try:
-        with torch.inference_mode(), pytest.raises(mm.InterruptProcessingException):
-            module.run(job)
-    finally:
-        handle.remove()
-        mm.interrupt_current_processing(False)
-    assert len(steps) <= 2  # the training pass and the alignment pass of one step
-    assert everything(models) == before
-
-
-def test_a_cancel_while_memory_is_foreseen_stops_before_any_step(training, models):
-    import comfy.model_management as mm
-
-    module, job = training
-    job = replace(job, train=replace(job.train, batch_size=3))  # of which nothing has been foreseen before
-    before, trained = everything(models), []
-
-    def cancel_in_the_trace(_layer, _args, output):
-        if isinstance(output, FakeTensor):
-            mm.interrupt_current_processing(True)
-        elif torch.is_grad_enabled():
-            trained.append(1)
-
-    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(cancel_in_the_trace)
-    try:
-        with torch.inference_mode(), pytest.raises(mm.InterruptProcessingException):
-            module.run(job)
-    finally:
-        handle.remove()
-        mm.interrupt_current_processing(False)
-    assert not trained
-    assert everything(models) == before
-
-
-def test_where_the_learning_text_encoders_do_not_fit_in_float32_the_error_names_the_vectors(training, models, pack, monkeypatch):
-    module, job = training
-    session, errors = (import_module(f"{pack.__name__}.{name}") for name in ("nodes.host.session", "palp_train.errors"))
-    own, before = session.owned_weights, everything(models)
-
-    @contextmanager
-    def without_room(network, upcast=()):
-        if upcast:
-            raise torch.OutOfMemoryError("for copies in float32")
-        with own(network):
-            yield
-
-    monkeypatch.setattr(session, "owned_weights", without_room)
-    with torch.inference_mode(), pytest.raises(errors.InputError, match=r"^word_vectors: memory ran out: .* GiB more in float32\. Set it to 0"):
-        module.run(job)
-    assert everything(models) == before
-
-
-def test_a_failure_of_the_device_is_not_blamed_on_the_clip(training, models):
-    module, job = training
-
-    def fail(*_):
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-
-    handle = models.model.model.diffusion_model.time_embed.register_forward_hook(fail)
-    try:
-        with torch.inference_mode(), pytest.raises(RuntimeError, match=r"^CUDA error"):
-            module.run(job)
-    finally:
-        handle.remove()
 
 
 def test_a_teacher_that_is_still_to_be_loaded_takes_room_from_a_t5_that_would_learn(pack):
