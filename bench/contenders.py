@@ -34,7 +34,7 @@ def load_pack(root: Path) -> None:
 
 
 def narrow_sd15(checkpoint: Path) -> Models:
-    """The demo's checkpoint, as the stock loader loads it."""
+    """The checkpoint of random weights, as the stock loader loads it."""
     import comfy.sd
 
     with torch.inference_mode():

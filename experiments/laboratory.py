@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,24 +28,26 @@ def carry_out(plan: Plan, folder: Path) -> None:
         SystemExit: what is still to be trained will not fit on the disk.
     """
     work = [(cell, files_of(cell, plan.world, folder)) for cell in plan.cells()]
-    left = sum(_work_left(plan, cell, files) for cell, files in work)
-    with tqdm(total=left, desc=plan.study.name, unit="step", smoothing=0.05, mininterval=1) as bar:
-        for number, (cell, files) in enumerate(work, start=1):
+    untrained = sum(len(cell.looks) for cell, files in work if _steps_missing(plan, cell, files))
+    with tqdm(total=sum(_work_left(plan, *each) for each in work), desc=plan.study.name, unit="step", smoothing=0.05, mininterval=1) as bar:
+        for cell, files in work:
             bar.set_postfix_str(cell.title)
+            trained = _steps_missing(plan, cell, files) > 0
             for _ in _done(plan, cell, files):
                 bar.update()
-            _check_room(plan, files, work[number:])
+            if trained:
+                untrained -= len(cell.looks)
+                _check_room(files, untrained)
 
 
-def _check_room(plan: Plan, made: CellFiles, left: Sequence[tuple[Cell, CellFiles]]) -> None:
-    """Return quietly if LoRAs as large as one that was made fit on its disk for all that are left.
+def _check_room(made: CellFiles, count: int) -> None:
+    """Return quietly if so many more LoRAs as large as one that was made fit on its disk.
 
     Raises:
         SystemExit: they do not.
     """
-    size = max((file.stat().st_size for file in made.folder.glob("step-*.safetensors")), default=0)
-    wanted = size * sum(len(cell.looks) for cell, files in left if _steps_missing(plan, cell, files)) if size else 0
-    if wanted and wanted > (free := shutil.disk_usage(made.folder).free):
+    wanted = count * max((file.stat().st_size for file in made.folder.glob("step-*.safetensors")), default=0)
+    if wanted > (free := shutil.disk_usage(made.folder).free):
         raise SystemExit(
             f"The LoRAs that are still to be trained take {wanted / GIB:.1f} GiB below {made.folder.parent}, where {free / GIB:.1f} GiB are free. "
             "Make room, or give less: --steps, --seeds, --prompt-count, --conditions."

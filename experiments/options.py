@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -43,13 +43,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report-only", action="store_true", help="train and sample nothing: write the report from what is there")
     parser.add_argument("--publish", action="store_true", help="also put the report and its figures into docs/results")
     parser.add_argument(
-        "--train", type=_settings(TrainConfig), default={}, metavar="JSON", help="other training settings, for example '{\"learning_rate\": 1e-4}'"
+        "--train", type=_settings(TrainConfig, CHOSEN_BY), default={}, metavar="JSON", help="other training settings, for example '{\"learning_rate\": 1e-4}'"
     )
     parser.add_argument(
-        "--loss", type=_settings(LossConfig), default={}, metavar="JSON", help="other settings of the alignment, for example '{\"alignment_weight\": 2}'"
+        "--loss",
+        type=_settings(LossConfig, CHOSEN_BY),
+        default={},
+        metavar="JSON",
+        help="other settings of the alignment, for example '{\"alignment_weight\": 2}'",
     )
     parser.add_argument(
-        "--sampling", type=_settings(Sampling), default={}, metavar="JSON", help='how pictures are made, for example \'{"steps": 30, "guidance": 7.5}\''
+        "--sampling",
+        type=_settings(Sampling, {"resolution": "--resolution"}),
+        default={},
+        metavar="JSON",
+        help='how pictures are made, for example \'{"steps": 30, "guidance": 7.5}\'',
     )
     _add_own(parser.add_argument_group("a model of your own instead of the demo model; the first four belong together"))
     return _checked(parser, parser.parse_args())
@@ -87,13 +95,13 @@ def _resolution(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _settings(kind: type) -> Callable[[str], dict[str, object]]:
-    """Reads JSON that gives fields of a dataclass."""
+def _settings(kind: type, chosen_by: Mapping[str, str]) -> Callable[[str], dict[str, object]]:
+    """Reads JSON that gives fields of a dataclass, but for those that options choose."""
 
     def read(text: str) -> dict[str, object]:
-        given, known = json.loads(text), [field.name for field in fields(kind) if field.name not in CHOSEN_BY or (kind, field.name) == (Sampling, "steps")]
+        given, known = json.loads(text), [field.name for field in fields(kind) if field.name not in chosen_by]
         unknown = [name for name in given if name not in known] if isinstance(given, dict) else [text]
-        if theirs := [f"{name} is the study's own; choose it with {CHOSEN_BY[name]}" for name in unknown if name in CHOSEN_BY]:
+        if theirs := [f"{name} is the study's own; choose it with {chosen_by[name]}" for name in unknown if name in chosen_by]:
             raise argparse.ArgumentTypeError("; ".join(theirs))
         if unknown:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is not a setting; there are {', '.join(known)}")
