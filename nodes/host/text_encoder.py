@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ...palp_train.activations import activations_kept
+from ...palp_train.activations import activations_kept, listed_modules
 from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
@@ -93,6 +93,7 @@ class HostTextEncoder:
         """Take over a CLIP that is loaded."""
         self._clip = clip_with_words(clip, words)
         self._encoders: nn.Module = clip.cond_stage_model
+        self._blocks = listed_modules(clip.cond_stage_model)
 
     def __call__(self, prompt: str) -> Mapping[str, Any]:
         """The conditioning of one prompt, by the names that the host's models ask for."""
@@ -100,7 +101,7 @@ class HostTextEncoder:
         encoders.reset_clip_options()
         if self._clip.layer_idx is not None:
             encoders.set_clip_options({"layer": self._clip.layer_idx})
-        with activations_kept(self._encoders):
+        with activations_kept(self._blocks):
             cross_attention, pooled, *extra = encoders.encode_token_weights(self._clip.tokenize(prompt))
         return {"cross_attn": cross_attention, "pooled_output": pooled, **(extra[0] if extra else {})}
 

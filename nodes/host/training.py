@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...palp_train.activations import activations_kept, blocks_recomputed
+from ...palp_train.activations import activations_kept, blocks_recomputed, listed_modules
 from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
 from ...palp_train.config import LossConfig, TrainConfig
 from ...palp_train.denoiser import TextEncoder
@@ -165,9 +165,10 @@ def _task(job: Job, session: Session, lora: Lora, pictures: Sequence[Picture], t
 def trainable_denoisers(patcher: Any, lora: Lora) -> tuple[HostDenoiser, HostDenoiser]:
     """The model as a denoiser through which the right gradient flows, and the same whose blocks run twice to save memory."""
     network, in_place = patcher.model.diffusion_model, family_of(patcher.model).writes_in_place
+    listed = listed_modules(network)
 
     def kept() -> AbstractContextManager[None]:
-        return activations_kept(network) if in_place else nullcontext()
+        return activations_kept(listed) if in_place else nullcontext()
 
     @contextmanager
     def recomputed() -> Generator[None, None, None]:
