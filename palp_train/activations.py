@@ -17,9 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .tracing import GRANULE, storage_key
 
-OVERWRITTEN = (
-    "a tensor that is needed for the backward pass has been modified by an inplace operation, and no copy of it is kept"
-)
+OVERWRITTEN = "a tensor that is needed for the backward pass has been modified by an inplace operation, and no copy of it is kept"
 
 
 @dataclass(frozen=True)

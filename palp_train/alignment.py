@@ -3,6 +3,7 @@
 Everything here runs without gradient; all predictions of a step go through the network as one batch.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,20 +61,19 @@ def alignment_score(
     Returns:
         The score, shape (B, C, H, W), without gradient.
     """
-    parametrization, pretrained_denoiser = denoiser.parametrization, teacher or denoiser
     if config.method == "nfsd":
-        return _noise_free(pretrained_denoiser, noised, sigma, prompts, config)
-    rows = len(noised)
-    pretrained = Guided(cond=[prompts.clean] * rows, uncond=prompts.empty, scale=config.alignment_scale, personalized=False)
+        return _noise_free(teacher or denoiser, noised, sigma, prompts, config)
+    pretrained = Guided(cond=[prompts.clean] * len(noised), uncond=prompts.empty, scale=config.alignment_scale, personalized=False)
     if config.method == "sds":
-        (target,) = guided_estimates(pretrained_denoiser, noised, sigma, [pretrained])
-        return score_distillation(target, noised, noise, sigma, parametrization)
+        (target,) = guided_estimates(teacher or denoiser, noised, sigma, [pretrained])
+        return score_distillation(target, noised, noise, sigma, denoiser.parametrization)
     personalized = Guided(cond=prompts.personal, uncond=prompts.personal_empty, scale=config.personalization_scale, personalized=True)
     if teacher is None:
-        target, reference = guided_estimates(denoiser, noised, sigma, [pretrained, personalized])
+        reference, target = guided_estimates(denoiser, noised, sigma, [personalized, pretrained])
     else:
-        (target,), (reference,) = guided_estimates(teacher, noised, sigma, [pretrained]), guided_estimates(denoiser, noised, sigma, [personalized])
-    return delta_denoising_score(target, reference, sigma, parametrization)
+        (reference,) = guided_estimates(denoiser, noised, sigma, [personalized])
+        (target,) = guided_estimates(teacher, noised, sigma, [pretrained])
+    return delta_denoising_score(target, reference, sigma, denoiser.parametrization)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +86,32 @@ class Guided:
     scale: float
     personalized: bool
 
-    def queries(self) -> list[list[Query]]:
+    def passes(self) -> list[list[Query]]:
         """The passes it takes: the conditional one, and the unconditional one unless scale 1 makes it useless."""
-        passes = [self.cond] if self.scale == 1 else [self.cond, [self.uncond] * len(self.cond)]
-        return [[Query(conditioning=c, personalized=self.personalized) for c in conditionings] for conditionings in passes]
+        conditional = [Query(conditioning=one, personalized=self.personalized) for one in self.cond]
+        unconditional = [Query(conditioning=self.uncond, personalized=self.personalized)] * len(self.cond)
+        return [conditional] if self.scale == 1 else [conditional, unconditional]
+
+    def combined(self, estimates: Sequence[Tensor]) -> Tensor:
+        """The guided estimate of x0, from those of the passes."""
+        if self.scale == 1:
+            return estimates[0]
+        cond, uncond = estimates
+        return classifier_free_guidance(uncond, cond, self.scale)
 
 
 def guided_estimates(denoiser: Denoiser, noised: Tensor, sigma: Tensor, wanted: Sequence[Guided]) -> list[Tensor]:
-    """Guided estimates of x0, each of shape (B, C, H, W), from one batch through the network. Eqs. (2), (5)."""
-    passes = [guided.queries() for guided in wanted]
-    estimates = iter(predictions(denoiser, noised, sigma, [queries for both in passes for queries in both]))
-    guided: list[Tensor] = []
-    for one, both in zip(wanted, passes, strict=True):
-        cond, *uncond = [next(estimates) for _ in both]
-        guided.append(classifier_free_guidance(uncond[0], cond, one.scale) if uncond else cond)
-    return guided
+    """Guided estimates of x0, each of shape (B, C, H, W), from one batch through the network. Eqs. (2), (5).
+
+    Give those that the LoRA acts on first: a network can take their rows as one piece.
+    """
+    passes = [guided.passes() for guided in wanted]
+    estimates = predictions(denoiser, noised, sigma, list(itertools.chain(*passes)))
+    combined: list[Tensor] = []
+    for guided, its_passes in zip(wanted, passes, strict=True):
+        combined.append(guided.combined(estimates[: len(its_passes)]))
+        estimates = estimates[len(its_passes) :]
+    return combined
 
 
 def predictions(denoiser: Denoiser, noised: Tensor, sigma: Tensor, passes: Sequence[Sequence[Query]]) -> list[Tensor]:

@@ -15,6 +15,10 @@ Conditioning = Mapping[str, Any]
 """An encoded prompt: tensors by name. Opaque to the method, which only ever detaches it."""
 
 
+class ConstantConditioning(dict[str, Any]):
+    """An encoded prompt that stays the same for a whole run: a denoiser may keep what it makes of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """What one row of a batch is asked of the network."""
@@ -166,7 +170,7 @@ def per_sample(value: Tensor, like: Tensor) -> Tensor:
 def add_noise(latent: Tensor, noise: Tensor, sigma: Tensor, parametrization: Parametrization) -> Tensor:
     """``a x + b noise``, shape (B, C, H, W)."""
     signal = per_sample(parametrization.signal_scale(sigma), latent)
-    return signal * latent + per_sample(parametrization.noise_scale(sigma), latent) * noise
+    return torch.addcmul(signal * latent, per_sample(parametrization.noise_scale(sigma), latent), noise)
 
 
 def predicted_noise(noised: Tensor, denoised: Tensor, sigma: Tensor, parametrization: Parametrization) -> Tensor:
@@ -178,3 +182,13 @@ def predicted_noise(noised: Tensor, denoised: Tensor, sigma: Tensor, parametriza
 def detached(conditioning: Conditioning) -> Conditioning:
     """The same conditioning, cut from the graph."""
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in conditioning.items()}
+
+
+def taken(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows of a tensor, in their order; the tensor itself where they are all of them in its order.
+
+    Indexing by a list would copy the list to the device and wait for it.
+    """
+    if list(rows) == list(range(len(tensor))):
+        return tensor
+    return torch.cat([tensor[row : row + 1] for row in rows])

@@ -1,5 +1,7 @@
 """What can go wrong, said so that the user knows which input to change."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -29,8 +31,26 @@ class UnstableTrainingError(PalpError):
         self.sigma = sigma
 
 
+class NoGradientError(PalpError):
+    """Something that is to learn got no gradient."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Name the first of them, and how many more there are."""
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        super().__init__(f"No gradient reaches {names[0]}{more}: it would not learn.")
+        self.names = tuple(names)
+
+
+SAID_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+"""Words of devices that have no exception for it; the last is cuBLAS's and cuDNN's."""
+NO_MEMORY = 2
+"""``cudaErrorMemoryAllocation``, which CUDA may report by a general error, later than it happened."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; only CUDA has an exception for that, other devices say so in words."""
-    said = str(error)
-    words = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # the last is cuBLAS's and cuDNN's
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in said for word in words)
+    """Whether memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError | getattr(torch, "OutOfMemoryError", MemoryError)):
+        return True
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) and getattr(error, "error_code", None) == NO_MEMORY:
+        return True
+    return any(word in str(error) for word in SAID_OF_MEMORY)

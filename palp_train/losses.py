@@ -4,6 +4,7 @@ Both denoised estimates of one noised image imply a noise, ``eps = (noised - a x
 ``(a / b)`` times the opposite difference of estimates. Guidance is affine, hence the same on x0 and on noise.
 """
 
+import torch
 from torch import Tensor
 
 from .denoiser import Parametrization, per_sample, predicted_noise
@@ -11,7 +12,7 @@ from .denoiser import Parametrization, per_sample, predicted_noise
 
 def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
     """``(1 - s) G(empty) + s G(cond)``. Eq. (5). Scale 1 is the conditional prediction; shapes (B, C, H, W)."""
-    return uncond + scale * (cond - uncond)
+    return torch.lerp(uncond, cond, scale)
 
 
 def personalization_loss(denoised: Tensor, latent: Tensor, sigma: Tensor, parametrization: Parametrization, weight: Tensor | None = None) -> Tensor:

@@ -1,42 +1,38 @@
-"""The training loop, in the order of the paper's method section: draw, noise, denoise, re-noise, score, losses, backward, step."""
+"""The training loop, in the order of the paper's method section: draw, noise, denoise, re-noise, score, losses, step."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from statistics import mean
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from .alignment import NFSD_NEGATIVE_PROMPT, Conditionings, alignment_score, schedule_position
+from .alignment import NFSD_NEGATIVE_PROMPT, Conditionings, alignment_score
+from .batch import Batch, Picture, draw_batch
 from .config import LossConfig, TrainConfig
-from .denoiser import Conditioning, Denoiser, Query, TextEncoder, add_noise, detached, per_sample
-from .errors import UnstableTrainingError, is_out_of_memory
+from .denoiser import (
+    Conditioning,
+    ConstantConditioning,
+    Denoiser,
+    Query,
+    TextEncoder,
+    add_noise,
+    detached,
+    per_sample,
+    taken,
+)
+from .errors import NoGradientError, UnstableTrainingError, is_out_of_memory
 from .losses import personalization_loss, prompt_alignment_loss, rescale_weight
+from .optimizer import SMALLEST_LOSS_SCALE, FiniteAdam
 from .plan import FASTEST, Plan, in_parts
 from .prompts import PromptSet
-
-SMALLEST_LOSS_SCALE = 1.0
-"""Below it float16 gradients overflow however small the loss is made: they are not finite in themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A training picture: its latent of shape (C, H, W) or (C, T, H, W), scaled as the network takes it, and its personalization prompt y_P."""
-
-    latent: Tensor
-    prompt: str
-    weight: Tensor | None = None
-    """How much each place of the latent counts, shape (1, H, W) or (1, 1, H, W), mean 1; None: all alike."""
-
-    def to(self, device: torch.device) -> "Picture":
-        """The same picture on that device."""
-        return replace(self, latent=self.latent.to(device), weight=None if self.weight is None else self.weight.to(device))
+from .transfer import Fetched, as_list, release_cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Another model over the same latent space, noised the same way: the alignment branch is forward only, so it may be larger."""
+    """Another model over the same latent space, noised the same way; it only runs forward, so it may be larger."""
 
     denoiser: Denoiser
     text_encoder: TextEncoder
@@ -57,35 +53,33 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The random draws of one step. Latents and noises: shape (B, C, H, W) or (B, C, T, H, W); sigma: shape (B,); prompts: length B."""
-
-    latent: Tensor
-    noise: Tensor
-    alignment_noise: Tensor
-    """eps', with which the estimate is noised again: ``noise`` itself, or a draw of its own."""
-    sigma: Tensor
-    prompts: Sequence[str]
-    weight: Tensor | None = None
-    """How much each place counts, broadcasts to the latents; None: all alike."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step did."""
+    """What one step did. Its losses may still be on their way from the device: who asks for them waits."""
 
     step: int
     """From 1."""
-    personalization: float
-    """The reconstruction loss, Eq. (1)."""
-    alignment: float
-    """Root mean square of the weighted alignment score; 0 on a step without alignment."""
-    gradient_norm: float
     sigma: float
     """The batch's highest noise level."""
     seconds: float
     plan: Plan
     """How it went through the network."""
+    numbers: Fetched = field(repr=False)
+    """Personalization, alignment, gradient norm and loss scale."""
+
+    @property
+    def personalization(self) -> float:
+        """The reconstruction loss, Eq. (1)."""
+        return self.numbers.values()[0]
+
+    @property
+    def alignment(self) -> float:
+        """Root mean square of the weighted alignment score; 0 on a step without alignment."""
+        return self.numbers.values()[1]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of the LoRA's and the words' gradients together."""
+        return self.numbers.values()[2]
 
 
 def train(
@@ -97,10 +91,12 @@ def train(
     generator: torch.Generator,
     plans: Sequence[Plan] = (FASTEST,),
     ran_out: Callable[[BaseException], bool] = is_out_of_memory,
+    must_learn: Mapping[str, nn.Parameter] | None = None,
 ) -> Iterator[StepReport]:
     """Train the LoRA and the words in place, one step for each item taken.
 
-    Where memory runs out, the step is made again by the next plan, with the same random numbers.
+    Where memory runs out, the step is made again by the next plan, with the same random numbers. The device is asked
+    for nothing but a step's numbers, and for these only when the next step is on its way.
 
     Args:
         task: models, pictures, prompts.
@@ -111,82 +107,144 @@ def train(
         generator: on the CPU; every random number comes from it.
         plans: ways to make a step, each of which takes less memory than those before it; not empty.
         ran_out: whether an error means that memory ran out.
+        must_learn: parameters that the first step has to give a gradient, by names for people.
 
     Yields:
         A report after each step.
 
     Raises:
-        UnstableTrainingError: the loss or its gradient is not finite; nothing is stepped.
+        UnstableTrainingError: the loss or its gradient was not finite in the step before, which moved nothing.
+        NoGradientError: the first step gave one of ``must_learn`` no gradient.
         RuntimeError: memory ran out by the last plan.
     """
-    groups = [{"params": list(lora), "lr": config.learning_rate}, {"params": list(words), "lr": config.word_learning_rate}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]])  # ours: Appendix C names no optimizer
-    device = task.pictures[0].latent.device.type
-    scaler = torch.amp.GradScaler(device, enabled=task.denoiser.dtype == torch.float16)
-    constant = constant_conditionings(task, loss)
-    left = list(plans)
+    half = task.denoiser.dtype == torch.float16
+    run = _Run(
+        task=task,
+        config=config,
+        loss=loss,
+        generator=generator,
+        ran_out=ran_out,
+        plans=list(plans),
+        optimizer=FiniteAdam(lora, words, config, half=half),
+        constant=constant_conditionings(task, loss),
+        sigmas=as_list(task.denoiser.sigmas),
+    )
+    before: StepReport | None = None
     for step in range(1, config.steps + 1):
         began = time.perf_counter()
-        align, drawn, parts = (step - 1) % loss.every == 0, generator.get_state(), None
-        while parts is None:
-            optimizer.zero_grad()
-            generator.set_state(drawn)
-            batches = (draw_batch(task, config.batch_size, loss, generator) for _ in range(config.gradient_accumulation))
-            try:
-                parts = [_differentiated(task, batch, constant, config, loss, scaler, align=align, plan=left[0]) for batch in batches]
-            except RuntimeError as error:
-                if not ran_out(error) or len(left) == 1:
-                    raise
-                del left[0]
-        sigma = max(part.sigma for part in parts)
-        norm = _gradient_norm(optimizer, scaler)
-        if not (all(part.is_finite for part in parts) and (scaler.is_enabled() or norm.isfinite())):
-            raise UnstableTrainingError(step, sigma)
-        scaler.step(optimizer)
-        scaler.update()
-        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:  # it halves at every overflow and skips the step
-            raise UnstableTrainingError(step, sigma)
-        yield StepReport(
+        parts = run.attempted(step)
+        if step == 1:
+            _refuse_dead(must_learn or {})
+        norm = run.optimizer.gradient_norm()
+        _check(before, half=half)
+        run.optimizer.step()
+        before = StepReport(
             step=step,
-            personalization=mean(part.personalization.item() for part in parts),
-            alignment=mean(part.alignment_size.item() for part in parts),
-            gradient_norm=norm.item(),
-            sigma=sigma,
+            sigma=max(part.highest for part in parts),
             seconds=time.perf_counter() - began,
-            plan=left[0],
+            plan=run.plans[0],
+            numbers=Fetched(_numbers(parts, norm, run.optimizer.loss_scale())),
         )
+        yield before
+    _check(before, half=half)
 
 
-def draw_batch(task: Task, size: int, loss: LossConfig, generator: torch.Generator) -> Batch:
-    """Pictures of one shape, noise, and noise levels uniform over the model's own schedule; all drawn on the CPU."""
-    first = task.pictures[_draw_index(len(task.pictures), generator)]
-    alike = [picture for picture in task.pictures if picture.latent.shape == first.latent.shape]
-    chosen = [first, *(alike[_draw_index(len(alike), generator)] for _ in range(size - 1))]
-    latent = torch.stack([picture.latent for picture in chosen])
-    sigmas = task.denoiser.sigmas
-    levels = torch.randint(len(sigmas), (size,), generator=generator)
-    noise = _draw_noise(latent, generator)
-    return Batch(
-        latent=latent,
-        noise=noise,
-        alignment_noise=noise if loss.noise == "same" else _draw_noise(latent, generator),
-        sigma=sigmas[levels.to(sigmas.device)].to(latent),
-        prompts=[picture.prompt for picture in chosen],
-        weight=_stacked_weights(chosen),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same from step to step."""
+
+    task: Task
+    config: TrainConfig
+    loss: LossConfig
+    generator: torch.Generator
+    ran_out: Callable[[BaseException], bool]
+    plans: list[Plan]
+    """Those that are left: by earlier ones memory ran out."""
+    optimizer: FiniteAdam
+    constant: Conditionings
+    sigmas: Sequence[float]
+    """The schedule."""
+
+    def attempted(self, step: int) -> "list[StepLosses]":
+        """The losses of a step's batches; the parameters have their gradient. By the first plan with enough memory."""
+        drawn = self.generator.get_state()
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                return self._differentiated(step)
+            except Exception as error:
+                if not self.ran_out(error) or len(self.plans) == 1:
+                    raise
+            # Only here is the error gone, and with it what the failed attempt had made.
+            self.optimizer.zero_grad()
+            release_cache(self.task.pictures[0].latent.device)
+            self.generator.set_state(drawn)
+            del self.plans[0]
+
+    def _differentiated(self, step: int) -> "list[StepLosses]":
+        align = (step - 1) % self.loss.every == 0
+        parts: list[StepLosses] = []
+        for _ in range(self.config.gradient_accumulation):
+            batch = self._batch()
+            losses = step_losses(self.task, batch, self.constant, self.loss, align=align, plan=self.plans[0])
+            total = torch.add(losses.personalization, losses.alignment, alpha=self.loss.alignment_weight)
+            self.optimizer.backward(total, share=1 / self.config.gradient_accumulation)
+            parts.append(losses.detached())
+        return parts
+
+    def _batch(self) -> Batch:
+        independent = self.loss.noise == "independent"
+        size, pictures = self.config.batch_size, self.task.pictures
+        return draw_batch(pictures, size, self.sigmas, self.generator, independent_noise=independent)
+
+
+def _numbers(parts: "Sequence[StepLosses]", norm: Tensor, scale: Tensor) -> Tensor:
+    """Mean losses, gradient norm and loss scale, shape (4,)."""
+    personalization = sum((part.personalization for part in parts[1:]), parts[0].personalization)
+    alignment = sum((part.alignment_size for part in parts[1:]), parts[0].alignment_size)
+    if len(parts) > 1:
+        personalization, alignment = personalization / len(parts), alignment / len(parts)
+    return torch.stack([one.to(norm) for one in (personalization, alignment, norm, scale)])
+
+
+def _check(report: StepReport | None, *, half: bool) -> None:
+    """Return quietly if the step that the report is of could be applied; waits for its numbers.
+
+    Raises:
+        UnstableTrainingError: its losses were not finite; or its gradient was not, also where a float16 network's
+            loss was scaled as little as can be (at other times it is scaled less, and the step left out).
+    """
+    if report is None:
+        return
+    personalization, alignment, norm, scale = report.numbers.values()
+    overflows = not math.isfinite(norm) and not half
+    if overflows or scale < SMALLEST_LOSS_SCALE or not math.isfinite(personalization + alignment):
+        raise UnstableTrainingError(report.step, report.sigma)
+
+
+def _refuse_dead(must_learn: Mapping[str, nn.Parameter]) -> None:
+    """Return quietly if all of them have a gradient that is not zero.
+
+    Raises:
+        NoGradientError: some do not.
+    """
+    dead = [name for name, parameter in must_learn.items() if parameter.grad is None or not parameter.grad.any()]
+    if dead:
+        raise NoGradientError(dead)
 
 
 def constant_conditionings(task: Task, loss: LossConfig) -> Conditionings:
-    """The prompts that hold no new word, encoded once for the whole run: by the teacher's text encoder what the teacher reads."""
+    """The prompts that hold no new word, encoded once for the whole run: by the teacher's text encoder what it reads."""
     read = task.teacher.text_encoder if task.teacher else task.text_encoder
     with torch.no_grad():
-        empty = read(task.prompts.negative)
+        empty = ConstantConditioning(read(task.prompts.negative))
+        own = ConstantConditioning(task.text_encoder(task.prompts.negative)) if task.teacher else empty
         return Conditionings(
             personal=(),
-            clean=read(task.prompts.clean),
+            clean=ConstantConditioning(read(task.prompts.clean)),
             empty=empty,
-            personal_empty=task.text_encoder(task.prompts.negative) if task.teacher else empty,
-            bad=read(NFSD_NEGATIVE_PROMPT) if loss.method == "nfsd" else None,
+            personal_empty=own,
+            bad=ConstantConditioning(read(NFSD_NEGATIVE_PROMPT)) if loss.method == "nfsd" else None,
         )
 
 
@@ -198,17 +256,12 @@ class StepLosses:
     alignment: Tensor
     alignment_size: Tensor
     """Root mean square of the weighted score, a scalar."""
-    sigma: float
+    highest: float
     """The highest noise level."""
 
     def detached(self) -> "StepLosses":
         """The same numbers without the graph that they came from."""
         return replace(self, personalization=self.personalization.detach(), alignment=self.alignment.detach())
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether both losses are."""
-        return bool(self.personalization.isfinite() & self.alignment.isfinite())
 
 
 def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossConfig, *, align: bool, plan: Plan = FASTEST) -> StepLosses:
@@ -217,77 +270,63 @@ def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossC
     encoded = {prompt: task.text_encoder(prompt) for prompt in dict.fromkeys(batch.prompts)}
     cut = {prompt: detached(conditioning) for prompt, conditioning in encoded.items()}
     noised = add_noise(batch.latent, batch.noise, batch.sigma, parametrization)
-    weight = alignment_weights(batch.sigma, task.denoiser, config)
-    rows = [row for row, counts in enumerate(weight.cpu()) if counts] if align and config.method != "none" else []
     prompts = replace(constant, personal=[cut[prompt] for prompt in batch.prompts])
+    rows = aligned_rows(batch, config) if align and config.method != "none" else []
     score: Tensor | None = None
 
     if rows and plan.estimate_first:
         with torch.no_grad():
-            score = _score(task, batch, task.denoiser(noised, batch.sigma, _personalized(prompts.personal)), rows, prompts, config, plan)
+            estimate = task.denoiser(noised, batch.sigma, _personalized(prompts.personal))
+            score = _score(task, batch, estimate, rows, prompts, config, plan)
     denoiser = task.checkpointed if plan.checkpointing and task.checkpointed else task.denoiser
     denoised = denoiser(noised, batch.sigma, _personalized([encoded[prompt] for prompt in batch.prompts]))
     if rows and score is None:
         score = _score(task, batch, denoised.detach(), rows, prompts, config, plan)
 
     personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
-    zero = denoised.new_zeros(())
+    if score is None:
+        zero = torch.zeros_like(personalization)
+        return StepLosses(personalization=personalization, alignment=zero, alignment_size=zero, highest=batch.highest)
+    weight = rescale_weight(batch.sigma, parametrization) if config.rescale else torch.ones_like(batch.sigma)
     return StepLosses(
         personalization=personalization,
-        alignment=zero if score is None else prompt_alignment_loss(denoised, score, weight),
-        alignment_size=zero if score is None else (per_sample(weight, score) * score).square().mean().sqrt(),
-        sigma=batch.sigma.max().item(),
+        alignment=prompt_alignment_loss(denoised, score, weight),
+        alignment_size=(per_sample(weight, score) * score).square().mean().sqrt(),
+        highest=batch.highest,
     )
+
+
+def aligned_rows(batch: Batch, config: LossConfig) -> list[int]:
+    """Rows of the batch whose noise level lies in the part of the schedule in which alignment acts."""
+    inside = [config.start_percent <= position <= config.end_percent for position in batch.positions]
+    return [row for row, is_inside in enumerate(inside) if is_inside]
 
 
 def _personalized(conditionings: Sequence[Conditioning]) -> list[Query]:
     return [Query(conditioning=conditioning, personalized=True) for conditioning in conditionings]
 
 
-def _score(task: Task, batch: Batch, estimate: Tensor, rows: Sequence[int], prompts: Conditionings, config: LossConfig, plan: Plan) -> Tensor:
-    """The alignment score of an estimate of x0 that has no gradient; 0 but in ``rows``, the only ones that a network is asked for."""
-    noise, sigma = batch.alignment_noise[rows], batch.sigma[rows]
-    noised_again = add_noise(estimate[rows], noise, sigma, task.denoiser.parametrization)
+def _score(
+    task: Task,
+    batch: Batch,
+    estimate: Tensor,
+    rows: Sequence[int],
+    prompts: Conditionings,
+    config: LossConfig,
+    plan: Plan,
+) -> Tensor:
+    """The alignment score of an estimate of x0 that has no gradient.
+
+    It is 0 but in ``rows``, the only ones that a network is asked for.
+    """
+    noise, sigma = taken(batch.alignment_noise, rows), taken(batch.sigma, rows)
+    noised_again = add_noise(taken(estimate, rows), noise, sigma, task.denoiser.parametrization)
     asked = replace(prompts, personal=[prompts.personal[row] for row in rows])
     teacher = in_parts(task.teacher.denoiser, plan.rows) if task.teacher else None
-    score = torch.zeros_like(estimate)
-    score[rows] = alignment_score(in_parts(task.denoiser, plan.rows), noised_again, noise, sigma, asked, config, teacher)
-    return score
-
-
-def _differentiated(
-    task: Task, batch: Batch, constant: Conditionings, config: TrainConfig, loss: LossConfig, scaler: torch.amp.GradScaler, *, align: bool, plan: Plan
-) -> StepLosses:
-    """The losses of one batch, whose gradient has been added to the parameters' own; nothing is kept of the graph."""
-    losses = step_losses(task, batch, constant, loss, align=align, plan=plan)
-    total = (losses.personalization + loss.alignment_weight * losses.alignment) / config.gradient_accumulation
-    torch.autograd.backward(scaler.scale(total))
-    return losses.detached()
-
-
-def alignment_weights(sigma: Tensor, denoiser: Denoiser, config: LossConfig) -> Tensor:
-    """w(t) of each row, shape (B,): 0 outside the chosen part of the schedule, else 1 or the rescaling of Eq. (7)."""
-    weight = rescale_weight(sigma, denoiser.parametrization) if config.rescale else torch.ones_like(sigma)
-    position = schedule_position(sigma, denoiser.sigmas.to(sigma))
-    return weight * ((config.start_percent <= position) & (position <= config.end_percent))
-
-
-def _gradient_norm(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
-    scaler.unscale_(optimizer)
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return nn.utils.get_total_norm(gradients)
-
-
-def _stacked_weights(pictures: Sequence[Picture]) -> Tensor | None:
-    """The pictures' weights, shape (B, 1, H, W) or (B, 1, 1, H, W); None where no picture has any."""
-    if all(picture.weight is None for picture in pictures):
-        return None
-    return torch.stack([torch.ones_like(picture.latent[:1]) if picture.weight is None else picture.weight for picture in pictures])
-
-
-def _draw_index(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator))
-
-
-def _draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    score = alignment_score(in_parts(task.denoiser, plan.rows), noised_again, noise, sigma, asked, config, teacher)
+    if len(rows) == len(estimate):
+        return score
+    whole = torch.zeros_like(estimate)
+    for place, row in enumerate(rows):
+        whole[row].copy_(score[place])
+    return whole

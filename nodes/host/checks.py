@@ -6,9 +6,9 @@ from typing import Any
 import comfy.model_management
 import torch
 
+from ...palp_train.batch import Picture
 from ...palp_train.denoiser import Denoiser, Query, TextEncoder
 from ...palp_train.errors import InputError, is_out_of_memory
-from ...palp_train.trainer import Picture
 from .denoiser import parametrization_of
 from .families import family_of
 

@@ -1,18 +1,31 @@
 """The host's diffusion model as the method's ``Denoiser``."""
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import comfy.clip_model
 import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...palp_train.denoiser import Conditioning, EpsilonPrediction, Parametrization, Query, RectifiedFlow, SamplePrediction, VelocityPrediction, add_noise
+from ...palp_train.denoiser import (
+    Conditioning,
+    ConstantConditioning,
+    EpsilonPrediction,
+    Parametrization,
+    Query,
+    RectifiedFlow,
+    SamplePrediction,
+    VelocityPrediction,
+    add_noise,
+    taken,
+)
 from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora
 from .families import family_of
@@ -62,6 +75,7 @@ class HostDenoiser:
         """
         self._model = patcher.model
         self._lora = lora or Lora({}, 0)
+        self._constant: dict[Any, tuple[Conditioning, dict[str, Any]]] = {}
         self._keeping = keeping or nullcontext
         self._mixes_rows = family_of(patcher.model).mixes_rows
         self._options = patcher.model_options.get("transformer_options", {})
@@ -71,19 +85,32 @@ class HostDenoiser:
 
     def __call__(self, noised: Tensor, sigma: Tensor, queries: Sequence[Query]) -> Tensor:
         """See ``palp_train.denoiser.Denoiser``."""
-        inputs: dict[int, dict[str, Any]] = {}
+        inputs = self._inputs(queries, noised[:1])
+        groups = _batches(inputs, [query.personalized for query in queries], mixed=self._mixes_rows)
+        estimates: list[Tensor] = []
+        for group in groups:
+            with self._lora.rows(sum(queries[row].personalized for row in group)):
+                estimates.append(self._apply(taken(noised, group), taken(sigma, group), [inputs[row] for row in group]))
+        if len(groups) == 1:
+            return taken(estimates[0], _places(groups[0]))
+        return taken(torch.cat(estimates), _places(list(itertools.chain(*groups))))
+
+    def _inputs(self, queries: Sequence[Query], latent: Tensor) -> list[dict[str, Any]]:
+        """What the network takes beside the latent, for each query; made once for each conditioning."""
+        made: dict[int, dict[str, Any]] = {}
         for query in queries:
-            if id(query.conditioning) not in inputs:
-                inputs[id(query.conditioning)] = self.model_inputs(query.conditioning, noised[:1])
-        rows = [inputs[id(query.conditioning)] for query in queries]
-        alike = [None if self._mixes_rows else query.personalized for query in queries]
-        estimates: list[Tensor | None] = [None] * len(rows)
-        for group in _batches(rows, alike):
-            with self._lora.rows([queries[row].personalized for row in group]):
-                batch = self._apply(noised[group], sigma[group], [rows[row] for row in group])
-            for row, estimate in zip(group, batch, strict=True):
-                estimates[row] = estimate
-        return torch.stack([estimate for estimate in estimates if estimate is not None])
+            conditioning = query.conditioning
+            if id(conditioning) not in made:
+                made[id(conditioning)] = self._input(conditioning, latent)
+        return [made[id(query.conditioning)] for query in queries]
+
+    def _input(self, conditioning: Conditioning, latent: Tensor) -> dict[str, Any]:
+        if not isinstance(conditioning, ConstantConditioning):
+            return self.model_inputs(conditioning, latent)
+        key = id(conditioning), latent.shape
+        if key not in self._constant:
+            self._constant[key] = conditioning, self.model_inputs(conditioning, latent)
+        return self._constant[key][1]
 
     def _apply(self, noised: Tensor, sigma: Tensor, rows: list[dict[str, Any]]) -> Tensor:
         options = {**self._options, "optimized_attention_override": _pytorch_attention, "cond_or_uncond": [0] * len(rows), "sigmas": sigma}
@@ -96,7 +123,7 @@ class HostDenoiser:
         It is without the user's patches, which may keep what they are given.
         """
         clone = copy.copy(self)
-        clone.sigmas, clone._options = sigmas, {}
+        clone.sigmas, clone._options, clone._constant = sigmas, {}, {}
         clone.model_inputs = lambda conditioning, latent: inputs[id(conditioning)]
         return clone
 
@@ -109,35 +136,55 @@ class HostDenoiser:
 
 @contextmanager
 def differentiable_attention() -> Generator[None, None, None]:
-    """Within: the host's networks attend by PyTorch's own attention; others write in place or have no backward pass.
+    """Let the host's networks and CLIPs attend by PyTorch's own attention; others write in place or have no backward pass.
 
-    ``HostDenoiser`` asks for it through the host's own option as well, which overrules what users have patched in, but not every
-    network hands that option on.
+    ``HostDenoiser`` asks for it through the host's own option as well, which overrules what users have patched in, but not
+    every network hands that option on.
     """
-    names = ("optimized_attention", "optimized_attention_masked")
-    networks = [vars(module) for path, module in list(sys.modules.items()) if path.startswith("comfy.ldm.") and module is not None]
-    before = [(table, name, table[name]) for table in networks for name in names if name in table]
+    replaced = {"optimized_attention": attention_pytorch, "optimized_attention_masked": attention_pytorch}
+    modules = list(sys.modules.items())
+    networks = [vars(module) for path, module in modules if path.startswith("comfy.ldm.") and module is not None]
+    exchanged = [(table, name) for table in networks for name in replaced if name in table]
+    exchanged.append((vars(comfy.clip_model), "optimized_attention_for_device"))
+    replaced["optimized_attention_for_device"] = _always_pytorch
+    before = [table[name] for table, name in exchanged]
     try:
-        for table, name, _ in before:
-            table[name] = attention_pytorch
+        for table, name in exchanged:
+            table[name] = replaced[name]
         yield
     finally:
-        for table, name, attention in before:
+        for (table, name), attention in zip(exchanged, before, strict=True):
             table[name] = attention
+
+
+def _always_pytorch(*_: Any, **__: Any) -> Callable[..., Tensor]:
+    return attention_pytorch
 
 
 def _pytorch_attention(_attention: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attention_pytorch(*args, **kwargs)
 
 
-def _batches(rows: Sequence[dict[str, Any]], alike: Sequence[bool | None]) -> list[list[int]]:
-    """Row numbers, grouped by what can go through the network together: inputs of one size, and the same value in ``alike``."""
+def _batches(rows: Sequence[dict[str, Any]], personalized: Sequence[bool], *, mixed: bool) -> list[list[int]]:
+    """Row numbers, grouped by what can go through the network together, personalized ones first in each group.
+
+    Args:
+        rows: the network's inputs; those of one size go together.
+        personalized: whether the LoRA is on, for each row.
+        mixed: whether rows with and without it may go together.
+    """
     groups: list[list[int]] = []
-    for number, row in enumerate(rows):
+    for number in sorted(range(len(rows)), key=lambda row: not personalized[row]):
         for group in groups:
-            if alike[group[0]] == alike[number] and comfy.samplers.cond_equal_size(rows[group[0]], row):
+            alike = mixed or personalized[group[0]] == personalized[number]
+            if alike and comfy.samplers.cond_equal_size(rows[group[0]], rows[number]):
                 group.append(number)
                 break
         else:
             groups.append([number])
     return groups
+
+
+def _places(order: Sequence[int]) -> list[int]:
+    """Where each number stands in an order of them."""
+    return sorted(range(len(order)), key=lambda place: order[place])

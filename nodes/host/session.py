@@ -1,5 +1,6 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
+import itertools
 from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ import torch
 from torch import nn
 
 from ...palp_train.errors import InputError
-from .checks import ran_out_of_memory
 from .denoiser import differentiable_attention
 from .families import family_of
-from .text_encoder import learning_transformers, other_encoders_remembering
-from .weights import owned_weights
+from .text_encoder import learning_transformers, other_encoders_remembering, quick_gelu_in_one_kernel
+from .weights import HostWeights, narrow_weights_kept, owned_weights
 
 GIB = 2**30
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -199,23 +199,18 @@ def _largest_saving(patchers: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _learning(clip: Any, learned: Collection[str]) -> Generator[None, None, None]:
-    """Within: gradients pass through the text encoders, those that learn in float32.
+    """Let gradients pass through the text encoders; those that learn keep no wide copies of their matrices.
 
-    Raises:
-        InputError: there is no room for their copies.
+    They compute in float32, whatever their weights are stored in. Biases and norms, which are small, are widened once.
     """
+    transformers = learning_transformers(clip, learned)
+    parameters = itertools.chain(*(transformer.parameters() for transformer in transformers))
     with ExitStack() as stack:
-        try:
-            stack.enter_context(owned_weights(clip.cond_stage_model, upcast=learning_transformers(clip, learned)))
-        except RuntimeError as error:
-            if not ran_out_of_memory(error):
-                raise
-            size = sum(p.numel() * 4 for network in learning_transformers(clip, learned) for p in network.parameters() if p.dtype != torch.float32)
-            raise InputError(
-                "word_vectors",
-                f"memory ran out: the text encoders that learn the word take {size / GIB:.1f} GiB more in float32. Set it to 0: the LoRA alone then learns "
-                "the subject, and the text encoders need not stay loaded.",
-            ) from error
+        stack.enter_context(quick_gelu_in_one_kernel(transformers))
+        vectors = [parameter for parameter in parameters if parameter.ndim == 1 and parameter.is_floating_point()]
+        stack.enter_context(owned_weights(clip.cond_stage_model, float32=vectors))
+        for transformer in transformers:
+            stack.enter_context(narrow_weights_kept(transformer, HostWeights()))
         yield
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...palp_train.activations import activations_kept, blocks_recomputed, listed_modules
 from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
+from ...palp_train.batch import Picture
 from ...palp_train.config import LossConfig, TrainConfig
 from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
@@ -17,7 +18,7 @@ from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora, injected_lora
 from ...palp_train.plan import Plan
 from ...palp_train.prompts import PromptSet
-from ...palp_train.trainer import Picture, StepReport, Task, Teacher, train
+from ...palp_train.trainer import StepReport, Task, Teacher, train
 from .checks import ran_out_of_memory, refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
 from .denoiser import HostDenoiser, parametrization_of
 from .families import adapted_layers, family_of, trainable_blocks
@@ -28,6 +29,7 @@ from .pictures import SubjectPictures, encode_pictures, mask_weight
 from .progress import Progress
 from .session import Session, refuse_untrainable, training_session
 from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, learned_encoders
+from .weights import HostWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,7 @@ def prepared(job: Job) -> Generator[Training, None, None]:
     with training_session(job.model, job.clip if learned else None, job.teacher_model, job.train.precision, learned) as session:
         generator = torch.Generator().manual_seed(job.train.seed)
         network = session.model.model.diffusion_model
-        with injected_lora(network, adapted_layers(network, job.train.layers), job.train.rank, generator) as lora:
+        with injected_lora(network, adapted_layers(network, job.train.layers), job.train.rank, generator, HostWeights()) as lora:
             words = _new_words(session, job, learned) if learned else []
             text_encoder = fixed_encoder or HostTextEncoder(session.clip, words)
             task = _task(job, session, lora, [picture.to(session.device) for picture in pictures], text_encoder, teacher_encoder)

@@ -171,7 +171,7 @@ def test_a_bfloat16_network_stays_one_with_a_lora_in_it(network, inputs):
     network, inputs = network.to(torch.bfloat16), [tensor.to(torch.bfloat16) for tensor in inputs]
     with inject(network) as lora:
         randomize(lora)
-        with lora.rows([True, False, True, False]):
+        with lora.rows(2):
             assert network(*inputs).dtype == torch.bfloat16
 
 
@@ -191,17 +191,17 @@ def test_a_mixed_batch_equals_separate_passes(network, inputs):
     with inject(network) as lora:
         randomize(lora)
         personalized = network(*inputs)
-        with lora.rows([True, False, False, True]):
+        with lora.rows(2):
             mixed = network(*inputs)
     assert not torch.allclose(base, personalized)
-    torch.testing.assert_close(mixed, torch.stack([personalized[0], base[1], base[2], personalized[3]]))
+    torch.testing.assert_close(mixed, torch.cat([personalized[:2], base[2:]]))
 
 
 def test_rows_that_are_all_off_give_the_pretrained_network(network, inputs):
     base = network(*inputs)
     with inject(network) as lora:
         randomize(lora)
-        with lora.rows([False] * 4):
+        with lora.rows(0):
             assert torch.equal(network(*inputs), base)
 
 
@@ -209,24 +209,24 @@ def test_rows_that_are_all_on_give_the_personalized_network(network, inputs):
     with inject(network) as lora:
         randomize(lora)
         personalized = network(*inputs)
-        with lora.rows([True] * 4):
+        with lora.rows(4):
             assert torch.equal(network(*inputs), personalized)
 
 
 def test_off_rows_give_the_lora_no_gradient(network, inputs):
     with inject(network) as lora:
         randomize(lora)
-        with lora.rows([True, False, False, True]):
+        with lora.rows(2):
             output = network(*inputs)
-        assert not any(g.any() for g in torch.autograd.grad(output[[1, 2]].sum(), list(lora.parameters())))
+        assert not any(g.any() for g in torch.autograd.grad(output[2:].sum(), list(lora.parameters())))
 
 
 def test_on_rows_of_a_mixed_batch_give_the_lora_the_gradient_of_their_own_pass(network, inputs):
     with inject(network) as lora:
         randomize(lora)
-        with lora.rows([True, False, False, True]):
-            mixed = torch.autograd.grad(network(*inputs).square()[[0, 3]].sum(), list(lora.parameters()))
-        alone = torch.autograd.grad(network(*(tensor[[0, 3]] for tensor in inputs)).square().sum(), list(lora.parameters()))
+        with lora.rows(2):
+            mixed = torch.autograd.grad(network(*inputs).square()[:2].sum(), list(lora.parameters()))
+        alone = torch.autograd.grad(network(*(tensor[:2] for tensor in inputs)).square().sum(), list(lora.parameters()))
     torch.testing.assert_close(mixed, alone)
 
 
@@ -236,7 +236,7 @@ def test_after_rows_every_row_is_personalized_again(network, inputs, fails):
         randomize(lora)
         personalized = network(*inputs)
         try:
-            with lora.rows([False] * 4):
+            with lora.rows(0):
                 if fails:
                     raise KeyError
         except KeyError:
@@ -251,7 +251,7 @@ def test_after_training_the_network_is_the_very_same(network, inputs):
     before = fingerprint(network)
     with inject(network) as lora:
         randomize(lora)
-        with lora.rows([True, False, True, False]):
+        with lora.rows(2):
             network(*inputs).sum().backward()
     assert fingerprint(network) == before
 

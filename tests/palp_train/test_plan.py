@@ -8,12 +8,13 @@ import torch
 from small_models import CLEAN, EMPTY, PERSONAL, NetworkDenoiser, SmallEncoder
 from torch import nn
 
+from palp_train.batch import Picture
 from palp_train.config import LossConfig, TrainConfig
 from palp_train.denoiser import EpsilonPrediction, Query
 from palp_train.errors import is_out_of_memory
 from palp_train.plan import FASTEST, Plan, in_parts, plans
 from palp_train.prompts import PromptSet
-from palp_train.trainer import Picture, Task, train
+from palp_train.trainer import Task, train
 
 
 class LimitedDenoiser(nn.Module):

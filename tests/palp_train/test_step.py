@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from small_models import CLEAN, EMPTY, PERSONAL, GaussianDenoiser, per_row, sd_sigmas
-from training_runs import FIVE, PAINTING, calls_of_each_step, gaussian_task, network_task, paper_step, run
+from training_runs import FIVE, PAINTING, batch_at, calls_of_each_step, drawn, gaussian_task, network_task, paper_step, run
 
 from palp_train.alignment import NFSD_NEGATIVE_PROMPT
+from palp_train.batch import Picture
 from palp_train.config import LossConfig, TrainConfig
 from palp_train.denoiser import EpsilonPrediction, Query, VelocityPrediction
-from palp_train.trainer import Batch, Picture, Teacher, alignment_weights, constant_conditionings, draw_batch, step_losses
+from palp_train.trainer import Teacher, aligned_rows, constant_conditionings, step_losses
 
 # One step against the paper
 
@@ -22,7 +23,7 @@ from palp_train.trainer import Batch, Picture, Teacher, alignment_weights, const
 def test_a_step_has_the_losses_and_the_gradient_of_the_papers_step(parametrization, method, noise, rescale):
     config = LossConfig(method=method, noise=noise, rescale=rescale, alignment_weight=0.7)
     task = network_task(parametrization)
-    batch = draw_batch(task, 5, config, torch.Generator().manual_seed(2))
+    batch = drawn(task, 5, config, torch.Generator().manual_seed(2))
     model, encode = task.denoiser, task.text_encoder
     expected_loss, expected_size, expected = paper_step(task, batch, 1 / (1 + batch.sigma**2), config)
 
@@ -35,7 +36,7 @@ def test_train_reports_the_gradient_norm_of_each_step_alone():
     loss, config = LossConfig(alignment_weight=0.7), TrainConfig(steps=4, batch_size=2, learning_rate=1e-8, word_learning_rate=1e-8)
     task, replayed, generator = network_task(EpsilonPrediction()), [], torch.Generator().manual_seed(9)
     for _ in range(config.steps):
-        batch = draw_batch(task, 2, loss, generator)
+        batch = drawn(task, 2, loss, generator)
         _, _, gradients = paper_step(task, batch, 1 / (1 + batch.sigma**2), loss)
         replayed.append(torch.cat([g.flatten() for g in gradients]).norm().item())
     reports = run(task, lora=[task.denoiser.personal], words=[task.text_encoder.word], config=config, loss=loss, seed=9)
@@ -46,7 +47,7 @@ def test_accumulated_gradients_are_the_mean_of_the_batches_own():
     loss, config = LossConfig(alignment_weight=0.7), TrainConfig(steps=2, batch_size=2, gradient_accumulation=3, learning_rate=1e-8, word_learning_rate=1e-8)
     task, expected, generator = network_task(EpsilonPrediction()), [], torch.Generator().manual_seed(9)
     for _ in range(config.steps):
-        batches = [draw_batch(task, 2, loss, generator) for _ in range(3)]
+        batches = [drawn(task, 2, loss, generator) for _ in range(3)]
         steps = [paper_step(task, batch, 1 / (1 + batch.sigma**2), loss) for batch in batches]
         gradients = [torch.stack([step[2][part].flatten() for step in steps]).mean(dim=0) for part in range(2)]
         expected.append((torch.cat(gradients).norm().item(), sum(step[0].item() for step in steps) / 3, max(b.sigma.max().item() for b in batches)))
@@ -62,7 +63,7 @@ def test_with_a_teacher_the_pretrained_predictions_are_the_teachers_and_the_pers
     with torch.no_grad():
         other.text_encoder.word.fill_(-1.0)
     taught = replace(task, teacher=Teacher(denoiser=other.denoiser, text_encoder=other.text_encoder))
-    batch = draw_batch(task, 3, config, torch.Generator().manual_seed(2))
+    batch = drawn(task, 3, config, torch.Generator().manual_seed(2))
     score = step_losses(taught, batch, constant_conditionings(taught, config), config, align=True).alignment_size
 
     noised = task.denoiser(batch.latent + per_row(batch.sigma) * batch.noise, batch.sigma, queries(task, batch.prompts, True)).detach()
@@ -122,7 +123,7 @@ def test_guidance_one_costs_no_unconditional_rows(alpha, beta, rows):
 
 def test_the_alignment_branch_denoises_the_estimate_noised_again_at_the_same_level():
     task, loss = gaussian_task(), LossConfig(noise="independent")
-    batch = draw_batch(task, 3, loss, torch.Generator().manual_seed(4))
+    batch = drawn(task, 3, loss, torch.Generator().manual_seed(4))
     step_losses(task, batch, constant_conditionings(task, loss), loss, align=True)
     training, alignment = task.denoiser.calls
     with torch.no_grad():
@@ -179,22 +180,16 @@ def test_steps_without_alignment_report_an_alignment_of_zero():
         (0.6, 0.7, []),
     ],
 )
-@pytest.mark.parametrize("rescale", [True, False], ids=["rescaled", "plain"])
-def test_only_noise_levels_between_start_and_end_percent_are_aligned(start, end, aligned, rescale):
-    sigma = torch.tensor(FIVE)
-    weight = alignment_weights(sigma, GaussianDenoiser(sigmas=FIVE), LossConfig(start_percent=start, end_percent=end, rescale=rescale))
-    torch.testing.assert_close(weight, torch.tensor([(1 / s if rescale else 1.0) if s in aligned else 0.0 for s in FIVE]))
+def test_only_noise_levels_between_start_and_end_percent_are_aligned(start, end, aligned):
+    rows = aligned_rows(batch_at(FIVE), LossConfig(start_percent=start, end_percent=end))
+    assert [FIVE[row] for row in rows] == aligned
 
 
 def test_the_whole_default_schedule_of_stable_diffusion_is_aligned():
-    sigmas = sd_sigmas()
-    assert alignment_weights(sigmas, GaussianDenoiser(sigmas=sigmas), LossConfig()).gt(0).all()
-
-
-def test_rescaling_of_a_v_model_follows_its_own_parametrization():
-    sigma = torch.tensor([0.5, 2.0])
-    weight = alignment_weights(sigma, GaussianDenoiser(sigmas=(0.5, 2.0), parametrization=VelocityPrediction()), LossConfig())
-    torch.testing.assert_close(weight, (1 + sigma**2).sqrt() / sigma)
+    task = gaussian_task(denoiser=GaussianDenoiser(sigmas=sd_sigmas()))
+    batch = drawn(task, 5000, LossConfig(), torch.Generator())
+    assert {0.0, 1.0} < set(batch.positions)  # both ends were drawn
+    assert aligned_rows(batch, LossConfig()) == list(range(5000))
 
 
 def test_a_step_outside_the_chosen_part_of_the_schedule_makes_no_alignment_pass():
@@ -202,21 +197,23 @@ def test_a_step_outside_the_chosen_part_of_the_schedule_makes_no_alignment_pass(
     assert calls_of_each_step(task, 3, LossConfig(start_percent=0.6, end_percent=0.7)) == [1, 1, 1]
 
 
-@pytest.mark.parametrize("sigmas", [(0.4, 20.0), (20.0, 0.4)])
-def test_rows_outside_the_chosen_part_of_the_schedule_get_no_alignment_gradient(sigmas):
-    task, loss = gaussian_task(denoiser=GaussianDenoiser(sigmas=FIVE)), LossConfig(start_percent=0.5, alignment_scale=1.0, personalization_scale=1.0)
-    latent, noise = torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
-    both = Batch(latent=latent, noise=noise, alignment_noise=noise, sigma=torch.tensor(sigmas), prompts=[PERSONAL] * 2)
-    inside = Batch(latent=latent[:1], noise=noise[:1], alignment_noise=noise[:1], sigma=torch.tensor([0.4]), prompts=[PERSONAL])
+@pytest.mark.parametrize("levels", [(0.4, 20.0), (20.0, 0.4)])
+def test_rows_outside_the_chosen_part_of_the_schedule_get_no_alignment_gradient(levels):
+    loss = LossConfig(start_percent=0.5, alignment_scale=1.0, personalization_scale=1.0)
+    task = gaussian_task(denoiser=GaussianDenoiser(sigmas=FIVE))
     constant = constant_conditionings(task, loss)
-    gradients = [torch.autograd.grad(step_losses(task, batch, constant, loss, align=True).alignment, task.denoiser.shift)[0] for batch in (both, inside)]
-    torch.testing.assert_close(2 * gradients[0], gradients[1])
+
+    def gradient(batch):
+        losses = step_losses(task, batch, constant, loss, align=True)
+        return torch.autograd.grad(losses.alignment, task.denoiser.shift)[0]
+
+    both, inside = gradient(batch_at(levels, value=1.0)), gradient(batch_at((0.4,), value=1.0))
+    torch.testing.assert_close(2 * both, inside)
 
 
 def test_the_network_is_asked_only_for_rows_within_the_chosen_part_of_the_schedule():
     task, loss = gaussian_task(denoiser=GaussianDenoiser(sigmas=FIVE)), LossConfig(start_percent=0.5)
-    zeros = torch.zeros(4, 1, 4, 4)
-    batch = Batch(latent=zeros, noise=zeros, alignment_noise=zeros, sigma=torch.tensor([8.0, 0.4, 20.0, 3.0]), prompts=[PERSONAL, PAINTING, PERSONAL, PAINTING])
+    batch = batch_at((8.0, 0.4, 20.0, 3.0), prompts=[PERSONAL, PAINTING, PERSONAL, PAINTING])
     step_losses(task, batch, constant_conditionings(task, loss), loss, align=True)
     training, alignment = task.denoiser.calls
     assert len(training.queries) == 4 and len(alignment.queries) == 4 * 2

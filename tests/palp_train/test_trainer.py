@@ -3,11 +3,12 @@
 import pytest
 import torch
 from small_models import PERSONAL, GaussianDenoiser
-from training_runs import FIVE, gaussian_task, network_task, paper_step, run
+from training_runs import FIVE, drawn, gaussian_task, network_task, paper_step, run
 
+from palp_train.batch import Picture
 from palp_train.config import LossConfig, TrainConfig
 from palp_train.denoiser import EpsilonPrediction
-from palp_train.trainer import Picture, draw_batch, train
+from palp_train.trainer import train
 
 # Whole runs against closed forms
 
@@ -123,7 +124,7 @@ def test_the_reported_alignment_is_the_root_mean_square_of_the_weighted_score():
 
 def test_the_reported_personalization_is_eq_1_unweighted():
     task, loss = network_task(EpsilonPrediction()), LossConfig(alignment_weight=500.0)
-    batch = draw_batch(task, 2, loss, torch.Generator().manual_seed(3))
+    batch = drawn(task, 2, loss, torch.Generator().manual_seed(3))
     expected = paper_step(task, batch, 1 / (1 + batch.sigma**2), loss)[0].item()
     (report,) = run(task, lora=[task.denoiser.personal], config=TrainConfig(steps=1, batch_size=2), loss=loss, seed=3)
     assert report.personalization == pytest.approx(expected)

@@ -3,11 +3,12 @@
 import torch
 from small_models import CLEAN, EMPTY, PERSONAL, GaussianDenoiser, MeanEncoder, NetworkDenoiser, SmallEncoder, per_row
 
-from palp_train.alignment import NFSD_NEGATIVE_PROMPT
+from palp_train.alignment import NFSD_NEGATIVE_PROMPT, schedule_position
+from palp_train.batch import Batch, Picture, draw_batch
 from palp_train.config import LossConfig, TrainConfig
 from palp_train.denoiser import VelocityPrediction
 from palp_train.prompts import PromptSet
-from palp_train.trainer import Picture, Task, train
+from palp_train.trainer import Task, train
 
 PROMPTS = PromptSet(target="a sketch of [V]", clean=CLEAN, negative=EMPTY)
 PAINTING = "an oil painting of [V]"
@@ -34,6 +35,20 @@ def calls_of_each_step(task, steps, loss):
         counts.append(len(task.denoiser.calls) - before)
         before = len(task.denoiser.calls)
     return counts
+
+
+def drawn(task, size, loss, generator):
+    """A batch as a step of training draws it."""
+    independent = loss.noise == "independent"
+    return draw_batch(task.pictures, size, task.denoiser.sigmas.tolist(), generator, independent_noise=independent)
+
+
+def batch_at(levels, value=0.0, prompts=None):
+    """A batch of flat latents without noise at these levels of ``FIVE``."""
+    latent, sigma = torch.full((len(levels), 1, 4, 4), value), torch.tensor(levels)
+    zeros, positions = torch.zeros_like(latent), schedule_position(sigma, torch.tensor(FIVE)).tolist()
+    given = dict(latent=latent, noise=zeros, alignment_noise=zeros, sigma=sigma, positions=positions, highest=max(levels))
+    return Batch(prompts=prompts or [PERSONAL] * len(levels), **given)
 
 
 NONE, PALP = LossConfig(method="none"), LossConfig()
