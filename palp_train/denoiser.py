@@ -180,7 +180,9 @@ def predicted_noise(noised: Tensor, denoised: Tensor, sigma: Tensor, parametriza
 
 
 def detached(conditioning: Conditioning) -> Conditioning:
-    """The same conditioning, cut from the graph."""
+    """The same conditioning, cut from the graph; a constant one is that already."""
+    if isinstance(conditioning, ConstantConditioning):
+        return conditioning
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in conditioning.items()}
 
 

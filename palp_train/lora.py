@@ -118,7 +118,7 @@ def _inject(network: nn.Module, paths: list[str], rank: int) -> dict[str, LoraLi
 
     exactly = "|".join(map(re.escape, paths))  # a list would match every path that ends like one of them
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exactly, init_lora_weights=False)
-    kinds = {type(network.get_submodule(path)): LoraLinear for path in paths}
+    kinds: dict[type[nn.Module], type[nn.Module]] = {type(network.get_submodule(path)): LoraLinear for path in paths}
     config._register_custom_module(kinds)  # pyright: ignore[reportPrivateUsage]  peft's way in for layers of others
     OnlyOurLayers(network, {ADAPTER: config}, ADAPTER, low_cpu_mem_usage=True)  # on "meta": draws no random numbers
     return {path: cast(LoraLinear, network.get_submodule(path)) for path in paths}

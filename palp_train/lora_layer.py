@@ -127,8 +127,9 @@ class LoraLinear(nn.Module):
         """The layer's output, shape (B, ..., out), for an input of shape (B, ..., in)."""
         if self.state.rows == 0:
             return self.base_layer(x)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
         base = None if self.state.reader.reads(self.base_layer) else self.base_layer(x)
         return cast(Tensor, _LoraLinear.apply(x, base, self.down, self.up, self))
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,7 +26,7 @@ from .errors import NoGradientError, UnstableTrainingError, is_out_of_memory
 from .losses import personalization_loss, prompt_alignment_loss, rescale_weight
 from .optimizer import SMALLEST_LOSS_SCALE, FiniteAdam
 from .plan import FASTEST, Plan, in_parts
-from .prompts import PromptSet
+from .prompts import PromptSet, has_placeholder
 from .transfer import Fetched, as_list, release_cache
 
 
@@ -50,6 +50,25 @@ class Task:
     """Whose predictions align instead of the pre-trained model's own."""
     checkpointed: Denoiser | None = None
     """The denoiser once more, with gradient checkpointing: for the training pass of plans that ask for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """Something that is to learn."""
+
+    name: str
+    """For people."""
+    parameter: nn.Parameter
+    placeholder: str | None = None
+    """Of the word that it belongs to, which learns from prompts that hold it; None: it learns from every prompt."""
+
+    def is_due(self, prompts: Sequence[str]) -> bool:
+        """Whether a step on these personalization prompts has to give it a gradient."""
+        return self.placeholder is None or any(has_placeholder(prompt, self.placeholder) for prompt in prompts)
+
+    def has_gradient(self) -> bool:
+        """Whether it has one that is not zero; waits for the device."""
+        return self.parameter.grad is not None and bool(self.parameter.grad.any())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +110,7 @@ def train(
     generator: torch.Generator,
     plans: Sequence[Plan] = (FASTEST,),
     ran_out: Callable[[BaseException], bool] = is_out_of_memory,
-    must_learn: Mapping[str, nn.Parameter] | None = None,
+    learners: Iterable[Learner] = (),
 ) -> Iterator[StepReport]:
     """Train the LoRA and the words in place, one step for each item taken.
 
@@ -107,14 +126,14 @@ def train(
         generator: on the CPU; every random number comes from it.
         plans: ways to make a step, each of which takes less memory than those before it; not empty.
         ran_out: whether an error means that memory ran out.
-        must_learn: parameters that the first step has to give a gradient, by names for people.
+        learners: what has to get a gradient, in the first step that should give it one.
 
     Yields:
         A report after each step.
 
     Raises:
         UnstableTrainingError: the loss or its gradient was not finite in the step before, which moved nothing.
-        NoGradientError: the first step gave one of ``must_learn`` no gradient.
+        NoGradientError: some of ``learners`` got none; that step moved nothing.
         RuntimeError: memory ran out by the last plan.
     """
     half = task.denoiser.dtype == torch.float16
@@ -130,17 +149,17 @@ def train(
         sigmas=as_list(task.denoiser.sigmas),
     )
     before: StepReport | None = None
+    unproven = list(learners)
     for step in range(1, config.steps + 1):
         began = time.perf_counter()
         parts = run.attempted(step)
-        if step == 1:
-            _refuse_dead(must_learn or {})
+        unproven = _still_unproven(unproven, parts)
         norm = run.optimizer.gradient_norm()
         _check(before, half=half)
         run.optimizer.step()
         before = StepReport(
             step=step,
-            sigma=max(part.highest for part in parts),
+            sigma=max(part.batch.highest for part in parts),
             seconds=time.perf_counter() - began,
             plan=run.plans[0],
             numbers=Fetched(_numbers(parts, norm, run.optimizer.loss_scale())),
@@ -222,15 +241,18 @@ def _check(report: StepReport | None, *, half: bool) -> None:
         raise UnstableTrainingError(report.step, report.sigma)
 
 
-def _refuse_dead(must_learn: Mapping[str, nn.Parameter]) -> None:
-    """Return quietly if all of them have a gradient that is not zero.
+def _still_unproven(learners: "Sequence[Learner]", parts: "Sequence[StepLosses]") -> "list[Learner]":
+    """Those whose turn to get a gradient is still to come.
 
     Raises:
-        NoGradientError: some do not.
+        NoGradientError: it has come for some, and they got none.
     """
-    dead = [name for name, parameter in must_learn.items() if parameter.grad is None or not parameter.grad.any()]
+    prompts = [prompt for part in parts for prompt in part.batch.prompts]
+    due = [learner for learner in learners if learner.is_due(prompts)]
+    dead = [learner.name for learner in due if not learner.has_gradient()]
     if dead:
         raise NoGradientError(dead)
+    return [learner for learner in learners if learner not in due]
 
 
 def constant_conditionings(task: Task, loss: LossConfig) -> Conditionings:
@@ -256,8 +278,8 @@ class StepLosses:
     alignment: Tensor
     alignment_size: Tensor
     """Root mean square of the weighted score, a scalar."""
-    highest: float
-    """The highest noise level."""
+    batch: Batch
+    """What they are of."""
 
     def detached(self) -> "StepLosses":
         """The same numbers without the graph that they came from."""
@@ -286,13 +308,13 @@ def step_losses(task: Task, batch: Batch, constant: Conditionings, config: LossC
     personalization = personalization_loss(denoised, batch.latent, batch.sigma, parametrization, batch.weight)
     if score is None:
         zero = torch.zeros_like(personalization)
-        return StepLosses(personalization=personalization, alignment=zero, alignment_size=zero, highest=batch.highest)
+        return StepLosses(personalization=personalization, alignment=zero, alignment_size=zero, batch=batch)
     weight = rescale_weight(batch.sigma, parametrization) if config.rescale else torch.ones_like(batch.sigma)
     return StepLosses(
         personalization=personalization,
         alignment=prompt_alignment_loss(denoised, score, weight),
         alignment_size=(per_sample(weight, score) * score).square().mean().sqrt(),
-        highest=batch.highest,
+        batch=batch,
     )
 
 

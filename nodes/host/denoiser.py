@@ -13,6 +13,7 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ...palp_train.denoiser import (
     Conditioning,
@@ -28,6 +29,7 @@ from ...palp_train.denoiser import (
 )
 from ...palp_train.errors import InputError
 from ...palp_train.lora import Lora
+from ...palp_train.transfer import staying_on, to_device
 from .families import family_of
 
 
@@ -77,7 +79,7 @@ class HostDenoiser:
         self._lora = lora or Lora({}, 0)
         self._constant: dict[Any, tuple[Conditioning, dict[str, Any]]] = {}
         self._keeping = keeping or nullcontext
-        self._mixes_rows = family_of(patcher.model).mixes_rows
+        self._family = family_of(patcher.model)
         self._options = patcher.model_options.get("transformer_options", {})
         self.parametrization = parametrization_of(self._model.model_sampling)
         self.sigmas: Tensor = self._model.model_sampling.sigmas.detach().clone().to(patcher.load_device)
@@ -86,7 +88,7 @@ class HostDenoiser:
     def __call__(self, noised: Tensor, sigma: Tensor, queries: Sequence[Query]) -> Tensor:
         """See ``palp_train.denoiser.Denoiser``."""
         inputs = self._inputs(queries, noised[:1])
-        groups = _batches(inputs, [query.personalized for query in queries], mixed=self._mixes_rows)
+        groups = _batches(inputs, [query.personalized for query in queries], mixed=self._family.mixes_rows)
         estimates: list[Tensor] = []
         for group in groups:
             with self._lora.rows(sum(queries[row].personalized for row in group)):
@@ -114,7 +116,8 @@ class HostDenoiser:
 
     def _apply(self, noised: Tensor, sigma: Tensor, rows: list[dict[str, Any]]) -> Tensor:
         options = {**self._options, "optimized_attention_override": _pytorch_attention, "cond_or_uncond": [0] * len(rows), "sigmas": sigma}
-        with self._keeping() if torch.is_grad_enabled() else nullcontext():
+        staying = staying_on(noised.device) if self._family.brings_tensors else nullcontext()
+        with staying, self._keeping() if torch.is_grad_enabled() else nullcontext():
             return self._model.apply_model(noised, sigma, transformer_options=options, **comfy.samplers.cond_cat(rows))
 
     def to_trace(self, inputs: Mapping[int, dict[str, Any]], sigmas: Tensor) -> "HostDenoiser":
@@ -130,8 +133,13 @@ class HostDenoiser:
     def model_inputs(self, conditioning: Conditioning, latent: Tensor) -> dict[str, Any]:
         """What the host's model makes of a conditioning (cross attention, pooled output with sizes ...), for one row of such latents, (1, C, H, W)."""
         conds = [{**conditioning, "model_conds": {}}]
+        with staying_on(latent.device):
+            return self._encoded(conds, latent)
+
+    def _encoded(self, conds: list[dict[str, Any]], latent: Tensor) -> dict[str, Any]:
         (encoded,) = comfy.samplers.encode_model_conds(self._model.extra_conds, conds, latent, latent.device, "positive", latent_image=latent)
-        return {name: cond.process_cond(batch_size=1, area=None, device=latent.device) for name, cond in encoded["model_conds"].items()}
+        made = encoded["model_conds"].items()
+        return {name: _on_device(cond.process_cond(batch_size=1, area=None, device=latent.device), latent.device) for name, cond in made}
 
 
 @contextmanager
@@ -183,6 +191,12 @@ def _batches(rows: Sequence[dict[str, Any]], personalized: Sequence[bool], *, mi
         else:
             groups.append([number])
     return groups
+
+
+def _on_device(cond: Any, device: torch.device) -> Any:
+    """One of the host's conds with its tensors on that device: some leave a number on the CPU, for each call to bring over."""
+    moved = pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), cond.cond)
+    return cond._copy_with(moved)
 
 
 def _places(order: Sequence[int]) -> list[int]:

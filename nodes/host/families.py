@@ -23,6 +23,10 @@ class Family:
     """Whether its blocks add their residuals onto tensors that autograd has saved."""
     mixes_rows: bool = True
     """Whether each layer gets the rows of a batch as rows, so that the LoRA can act on some of them only."""
+    unused_at_the_end: tuple[str, ...] = ()
+    """Beginnings of paths within its last block: layers whose output the host computes there and drops."""
+    brings_tensors: bool = False
+    """Whether its network makes tensors on the CPU in every pass, which the device would wait for."""
     smallest_side: int = 1
     """Of a latent, for which the network's own code works."""
     expert_share: float = 1.0
@@ -39,12 +43,17 @@ _FAMILIES = {  # by the host's class; classes derived from these take other inpu
     "SD3": Family(title="SD 3 / 3.5", architecture="stable-diffusion-3", base_model="sd3"),
     "Flux": Family(title="Flux 1", architecture="flux-1-dev", base_model="flux1", writes_in_place=True),
     "Chroma": Family(title="Chroma", architecture="chroma", base_model="chroma", writes_in_place=True),
-    "AuraFlow": Family(title="AuraFlow", architecture="auraflow", base_model="auraflow"),
+    "AuraFlow": Family(title="AuraFlow", architecture="auraflow", base_model="auraflow", brings_tensors=True),
     "PixArt": Family(title="PixArt", architecture="pixart", base_model="pixart", mixes_rows=False, smallest_side=34),
-    "HunyuanDiT": Family(title="HunyuanDiT", architecture="hunyuan-dit", base_model="hunyuan_dit"),
+    "HunyuanDiT": Family(title="HunyuanDiT", architecture="hunyuan-dit", base_model="hunyuan_dit", brings_tensors=True),
     "HunyuanImage21": Family(title="HunyuanImage 2.1", architecture="hunyuan-image-2.1", base_model="hunyuan_image_2.1", writes_in_place=True),
     "Lumina2": Family(title="Lumina 2 / Z-Image", architecture="lumina-2", base_model="lumina2"),
-    "QwenImage": Family(title="Qwen-Image", architecture="qwen-image", base_model="qwen_image"),
+    "QwenImage": Family(
+        title="Qwen-Image",
+        architecture="qwen-image",
+        base_model="qwen_image",
+        unused_at_the_end=("attn.to_add_out", "attn.add_q_proj", "txt_mlp"),
+    ),
     "HiDream": Family(title="HiDream", architecture="hidream-i1", base_model="hidream", expert_share=1 / 4),
 }
 
@@ -120,6 +129,13 @@ def adapted_layers(network: nn.Module, layers: str) -> list[str]:
             if isinstance(layer, nn.Linear) and (_is_attention(name) or (layers == "all linear" and not _is_modulation(name))):
                 found.append(name)
     return found
+
+
+def unused_layers(model: Any) -> frozenset[str]:
+    """Paths of layers that no gradient reaches, in one of the host's BaseModels."""
+    *_, (last, block) = trainable_blocks(model.diffusion_model).items()
+    unused = family_of(model).unused_at_the_end
+    return frozenset(f"{last}.{path}" for path, _ in block.named_modules() if path.startswith(unused)) if unused else frozenset()
 
 
 def _is_attention(path: str) -> bool:

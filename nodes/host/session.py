@@ -14,7 +14,7 @@ from torch import nn
 from ...palp_train.errors import InputError
 from .denoiser import differentiable_attention
 from .families import family_of
-from .text_encoder import learning_transformers, other_encoders_remembering, quick_gelu_in_one_kernel
+from .text_encoder import learning_transformers, other_encoders_remembering, output_stays, quick_gelu_in_one_kernel
 from .weights import HostWeights, narrow_weights_kept, owned_weights
 
 GIB = 2**30
@@ -71,6 +71,7 @@ def training_session(
         if session.clip is not None:
             stack.enter_context(_learning(session.clip, learned))
             stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
+            stack.enter_context(output_stays(session.clip.patcher.load_device))
             stack.enter_context(other_encoders_remembering(session.clip, learned))
         for patcher in (session.model, session.teacher):
             if patcher is not None:

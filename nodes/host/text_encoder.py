@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...palp_train.activations import activations_kept, listed_modules
+from ...palp_train.denoiser import ConstantConditioning
 from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
+from ...palp_train.transfer import staying_on
 
 
 def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
@@ -87,14 +89,14 @@ def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
 
 
 def _backward_fits(transformer: nn.Module, patcher: Any, models: Sequence[Any]) -> bool:
-    """Whether a backward pass through a text encoder that computes in float32 fits beside everything that training loads.
+    """Whether a backward pass through a text encoder fits beside everything that training loads.
 
-    It takes a float32 copy of its weights, unless they are of that kind already, and activations: generously, an eighth of that more.
+    It computes in float32, widening each matrix as it is used. Activations: generously, an eighth of its size in float32.
     """
-    copies = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
-    activations = sum(p.numel() * 4 for p in transformer.parameters()) / 8
+    sizes = [parameter.numel() * 4 for parameter in transformer.parameters()]
     still_to_load = sum(max(0, p.model_size() - p.loaded_size()) for p in (patcher, *models))
-    return copies + activations + still_to_load < comfy.model_management.get_free_memory(patcher.load_device)
+    needed = sum(sizes) / 8 + max(sizes) + still_to_load
+    return needed < comfy.model_management.get_free_memory(patcher.load_device)
 
 
 def _embed(encoder: Any, tokenizer: Any, text: str) -> Tensor:
@@ -113,6 +115,7 @@ class HostTextEncoder:
         self._clip = clip_with_words(clip, words)
         self._encoders: nn.Module = clip.cond_stage_model
         self._blocks = listed_modules(clip.cond_stage_model)
+        self._device: torch.device = clip.patcher.load_device
 
     def __call__(self, prompt: str) -> Mapping[str, Any]:
         """The conditioning of one prompt, by the names that the host's models ask for."""
@@ -120,9 +123,21 @@ class HostTextEncoder:
         encoders.reset_clip_options()
         if self._clip.layer_idx is not None:
             encoders.set_clip_options({"layer": self._clip.layer_idx})
-        with activations_kept(self._blocks):
+        with activations_kept(self._blocks), staying_on(self._device):
             cross_attention, pooled, *extra = encoders.encode_token_weights(self._clip.tokenize(prompt))
         return {"cross_attn": cross_attention, "pooled_output": pooled, **(extra[0] if extra else {})}
+
+
+@contextmanager
+def output_stays(device: torch.device) -> Generator[None, None, None]:
+    """Let the host's text encoders leave their output on that device; they bring it to the CPU otherwise."""
+    host = comfy.model_management
+    before = host.intermediate_device
+    host.intermediate_device = lambda: device
+    try:
+        yield
+    finally:
+        host.intermediate_device = before
 
 
 @contextmanager
@@ -168,9 +183,9 @@ class FixedTextEncoder:
         return self._encoded[prompt]
 
 
-def _owned(conditioning: dict[str, Any]) -> dict[str, Any]:
+def _owned(conditioning: dict[str, Any]) -> ConstantConditioning:
     copies = pytree.tree_map_only(Tensor, Tensor.clone, conditioning)
-    return {"cross_attn": copies.pop("cond"), **copies}
+    return ConstantConditioning({"cross_attn": copies.pop("cond"), **copies})
 
 
 def _tokenizers(tokenizer: Any) -> dict[str, Any]:

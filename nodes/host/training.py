@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...palp_train.activations import activations_kept, blocks_recomputed, listed_modules
 from ...palp_train.alignment import NFSD_NEGATIVE_PROMPT
@@ -14,14 +14,14 @@ from ...palp_train.batch import Picture
 from ...palp_train.config import LossConfig, TrainConfig
 from ...palp_train.denoiser import TextEncoder
 from ...palp_train.embedding import WordEmbedding, trainable_word
-from ...palp_train.errors import InputError
+from ...palp_train.errors import InputError, NoGradientError
 from ...palp_train.lora import Lora, injected_lora
 from ...palp_train.plan import Plan
 from ...palp_train.prompts import PromptSet
-from ...palp_train.trainer import StepReport, Task, Teacher, train
+from ...palp_train.trainer import Learner, StepReport, Task, Teacher, train
 from .checks import ran_out_of_memory, refuse_foreign_clip, refuse_foreign_teacher, refuse_small_pictures, require
 from .denoiser import HostDenoiser, parametrization_of
-from .families import adapted_layers, family_of, trainable_blocks
+from .families import adapted_layers, family_of, trainable_blocks, unused_layers
 from .lora import named_tensors
 from .memory import StepMemory, free_memory, planned
 from .meter import Meter
@@ -112,7 +112,33 @@ class Training:
     def steps(self) -> Iterator[StepReport]:
         """The steps, each made when it is asked for."""
         vectors = [vector for word in self.words for vector in word.parameters()]
-        return train(self.task, self.lora.parameters(), vectors, self.job.train, self.job.loss, self.generator, self.plans, ran_out_of_memory)
+        reports = train(
+            self.task,
+            self.lora.parameters(),
+            vectors,
+            self.job.train,
+            self.job.loss,
+            self.generator,
+            self.plans,
+            ran_out_of_memory,
+            self.learners(),
+        )
+        try:
+            yield from reports
+        except NoGradientError as error:
+            raise InputError("model", f"{error} {_what_cuts_gradients(self.session.model)}") from error
+
+    def learners(self) -> list[Learner]:
+        """What a first step has to give a gradient: every layer's up matrix (down's is 0 then) and every word's vectors."""
+        unused = unused_layers(self.session.model.model)
+        layers = {path: layer for path, layer in self.lora.layers.items() if path not in unused}
+        found = [Learner(name=f"layer {path}", parameter=layer.up) for path, layer in layers.items()]
+        for word in self.words:
+            for encoder, vectors in word.vectors.items():
+                if isinstance(vectors, nn.Parameter):
+                    name = f"the word {word.placeholder} in {encoder}"
+                    found.append(Learner(name=name, parameter=vectors, placeholder=word.placeholder))
+        return found
 
     def learned_lora(self) -> dict[str, Tensor]:
         """The LoRA as it is now, by the names that its file has."""
@@ -194,6 +220,14 @@ def memory_advice(job: Job) -> Generator[None, None, None]:
         if settings.batch_size > 1:
             raise InputError("batch_size", f"memory ran out at {settings.batch_size} at once. Lower it, and raise gradient_accumulation as much.") from error
         raise InputError("resolution", f"memory ran out at {settings.resolution}, with gradient checkpointing. Lower it, or use a smaller model.") from error
+
+
+def _what_cuts_gradients(patcher: Any) -> str:
+    """What most likely stands in a gradient's way, and what to do."""
+    options = patcher.model_options.get("transformer_options", {})
+    patches = [*options.get("patches_replace", {}), *options.get("patches", {})]
+    nodes = f"a node patches the model ({', '.join(map(str, patches))})" if patches else "a node patches the model's attention"
+    return f"Most likely {nodes}, a block of it is compiled, or ComfyUI runs with --fast. Leave that out before PALP Train LoRA."
 
 
 def _shown(steps: Iterable[StepReport], total: int) -> Iterator[StepReport]:

@@ -118,24 +118,6 @@ def test_a_cancel_while_memory_is_foreseen_stops_before_any_step(training, model
     assert everything(models) == before
 
 
-def test_where_the_learning_text_encoders_do_not_fit_in_float32_the_error_names_the_vectors(training, models, pack, monkeypatch):
-    module, job = training
-    session, errors = (import_module(f"{pack.__name__}.{name}") for name in ("nodes.host.session", "palp_train.errors"))
-    own, before = session.owned_weights, everything(models)
-
-    @contextmanager
-    def without_room(network, upcast=()):
-        if upcast:
-            raise torch.OutOfMemoryError("for copies in float32")
-        with own(network):
-            yield
-
-    monkeypatch.setattr(session, "owned_weights", without_room)
-    with torch.inference_mode(), pytest.raises(errors.InputError, match=r"^word_vectors: memory ran out: .* GiB more in float32\. Set it to 0"):
-        module.run(job)
-    assert everything(models) == before
-
-
 def test_a_failure_of_the_device_is_not_blamed_on_the_clip(training, models):
     module, job = training
 

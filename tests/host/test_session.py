@@ -166,7 +166,7 @@ if can_leave_weights_on_disk():
             module.run(short_job(pack, dynamic))
 
 
-def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_being(pack, output):
+def test_text_encoders_that_learn_compute_in_float32_and_take_no_second_copy_of_their_matrices(pack, output):
     """Their weights are kept in half precision; they encode as weights cast at every use do."""
     import tiny_models
 
@@ -176,15 +176,39 @@ def test_text_encoders_that_learn_compute_in_float32_copies_only_for_the_time_be
         models.clip.cond_stage_model.half()
         expected = models.clip.encode_from_tokens(models.clip.tokenize("a cat"))
         before = everything(models)  # the host's own loading has left its marks
+        stored = {p.untyped_storage().data_ptr() for p in models.clip.cond_stage_model.parameters()}
     with session.training_session(models.model, models.clip, learned={"clip_l"}) as held:
-        kept = {name: p.dtype for name, p in held.clip.cond_stage_model.clip_l.transformer.named_parameters()}
-        assert {dtype for name, dtype in kept.items() if "embedding" not in name} == {torch.float32}
-        assert {dtype for name, dtype in kept.items() if "embedding" in name} == {torch.float16}  # looked up in, not computed with
+        matrices = [p for p in held.clip.cond_stage_model.clip_l.transformer.parameters() if p.ndim > 1]
+        assert matrices and {p.untyped_storage().data_ptr() for p in matrices} <= stored
+        kept, hooks = [], torch.autograd.graph.saved_tensors_hooks
+        embeds = torch.zeros(1, 77, 32, requires_grad=True)
+        with hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+            out = held.clip.cond_stage_model.clip_l.transformer(None, embeds=embeds + 0, num_tokens=[3], dtype=torch.float32)
+        wide = [one for one in kept if tuple(one.shape) in {(32, 32), (64, 32), (32, 64)} and one.dtype == torch.float32]
+        assert kept and not wide
+        del out
         with torch.no_grad():
             found = text.HostTextEncoder(held.clip, [])("a cat")["cross_attn"]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert everything(models)[1] == before[1]
     assert {p.dtype for p in models.clip.cond_stage_model.parameters()} == {torch.float16}
+
+
+def test_the_gradient_of_a_half_precision_text_encoder_is_that_of_its_weights_in_float32(pack, output):
+    import tiny_models
+    from trainable import differentiable_loss
+
+    found = []
+    for half in (True, False):
+        models = tiny_models.sd15()
+        with torch.inference_mode():
+            models.clip.cond_stage_model.half()
+            if not half:
+                models.clip.cond_stage_model.float()
+        with differentiable_loss(pack, models) as (loss, _, word):
+            loss().backward()
+            found.append([vectors.grad for vectors in word.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_text_encoders_that_do_not_learn_encode_each_prompt_once(pack, output):
