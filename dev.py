@@ -4,6 +4,7 @@
     python dev.py test     all tests; -k, -m, paths and the like are handed to pytest
     python dev.py serve    ComfyUI with its web page (--port N); what follows -- is handed to ComfyUI
     python dev.py bench    speed and memory side by side with the host's own trainer; JSON in .dev/bench
+                           (--full sdxl: a published model at its real size, on the GPU where there is one)
     python dev.py experiment NAME
                            a study of the method, from training to a report with figures; in .dev/experiments
     python dev.py check    format, style and types

@@ -10,7 +10,7 @@ import time
 from importlib import import_module
 from typing import Any
 
-from bench.choice import ROOT, contender, models_of
+from bench.choice import ROOT, models_of, paced
 
 LONG_RUN = 500
 
@@ -18,14 +18,12 @@ LONG_RUN = 500
 def memory_of(options: argparse.Namespace) -> dict[str, float]:
     """Bytes and seconds of the contender ``options.one`` alone; to be called in a process of its own."""
     from bench import contenders
-    from bench.pace import PacedRun
 
-    steps = options.steps
-    loop, device = contender(options.one, options, options.side, **options.train)
-    run, resident = PacedRun(loop, device), list[float]()
+    steps, resident = options.steps, list[float]()
+    run, _, device = paced(options.one, options, options.side, **options.train)
     first = run.step()
     seconds: list[float] = []
-    with import_module(f"{contenders.PACK}.nodes.host.meter").Meter(device) as meter:
+    with contenders.meter(device) as meter:
         for _ in range(steps):
             seconds.append(run.step())
             resident.append(float(meter.in_use()))
@@ -67,11 +65,18 @@ def fixed_costs(options: argparse.Namespace) -> dict[str, float]:
     return {"set-up and what the first step takes longer": before, "giving back": after, "saving": ended - trained, "step": step, "share of 500 steps": share}
 
 
+def command(options: argparse.Namespace, *flags: object, **values: object) -> list[str]:
+    """The command for ``bench.run`` with these flags and values, in the places of the options."""
+    parts: list[object] = [sys.executable, "-m", "bench.run", *flags]
+    for name, value in {"comfyui": options.comfyui, "base": options.base, "out": options.out, **values}.items():
+        parts += [f"--{name}", value]
+    return [str(part) for part in parts]
+
+
 def in_own_process(options: argparse.Namespace, *flags: object, **changes: object) -> dict[str, float]:
     """What ``bench.run`` with these flags says, run by itself."""
-    given = {"comfyui": options.comfyui, "base": options.base, "out": options.out, "model": options.model, "side": options.side} | changes
-    command = [sys.executable, "-m", "bench.run", *(part for name, value in given.items() for part in (f"--{name}", value)), *flags]
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True, text=True)
+    parts = command(options, *flags, **{"model": options.model, "side": options.side, **changes})
+    done = subprocess.run(parts, cwd=ROOT, check=True, capture_output=True, text=True)
     print(".", end="", flush=True)
     return json.loads(done.stdout.splitlines()[-1])
 

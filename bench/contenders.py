@@ -1,4 +1,4 @@
-"""The loops that are compared: ours, the host's own trainer, and diffusers with peft, on one architecture, rank, batch and precision."""
+"""The loops that are compared, at one rank and batch: ours and the host's own trainer; one more is in ``diffusers_peft``."""
 
 import importlib.util
 import sys
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench.pace import wait_for
 
 PACK = "palp_pack"
 RANK = 32
@@ -55,6 +57,40 @@ def ours(models: Models, side: int, **settings: Any) -> Callable[[], object]:
     return lambda: import_module(f"{PACK}.nodes.host.training").run(job)
 
 
+def meter(device: torch.device) -> Any:
+    """The pack's own meter of memory."""
+    return import_module(f"{PACK}.nodes.host.meter").Meter(device)
+
+
+class OurRun:
+    """Our training run, as the node makes it; while it trains, it tells what it foresaw."""
+
+    def __init__(self, job: Any) -> None:
+        """Nothing runs yet."""
+        self._job = job
+        self.foreseen: int | None = None
+        """Bytes of the expected peak; None: not known yet, or it could not be traced."""
+        self.plan = ""
+        """How the last step was made."""
+        self.dtype = ""
+        """What the network computes in."""
+
+    def __call__(self) -> None:
+        """Train.
+
+        Raises:
+            RuntimeError: a word is wanted, but no text encoder learns one here.
+        """
+        with import_module(f"{PACK}.nodes.host.training").prepared(self._job) as training:
+            if self._job.train.word_vectors and not training.words:
+                raise RuntimeError("no text encoder of this model learns a word, or not in this memory")
+            if training.needed is not None:
+                self.foreseen = training.needed + meter(training.session.device).in_use()
+            self.dtype = str(training.task.denoiser.dtype).removeprefix("torch.")
+            for report in training.steps():
+                self.plan = str(report.plan)
+
+
 def our_job(models: Models, side: int, *, method: str, subjects: int = 1, **train: Any) -> Any:
     """What the training node makes of its inputs."""
     part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
@@ -76,8 +112,11 @@ def our_job(models: Models, side: int, *, method: str, subjects: int = 1, **trai
     )
 
 
-def hosts(models: Models, latent: torch.Tensor, *, checkpointing: bool) -> Callable[[], object]:
-    """The host's own TrainLoraNode on two such latents: it fails on a single one."""
+def hosts(models: Models, side: int, *, checkpointing: bool, batch_size: int = 1) -> Callable[[], object]:
+    """The host's own TrainLoraNode on as many latents as a batch takes, two at the least: it fails on a single one.
+
+    On the CPU it computes in float32 as we do there, elsewhere in its own default.
+    """
     import comfy_extras.nodes_train
     from comfy_api.latest import io
 
@@ -92,54 +131,21 @@ def hosts(models: Models, latent: torch.Tensor, *, checkpointing: bool) -> Calla
         "rank": RANK,
         "learning_rate": LEARNING_RATE,
         "optimizer": "Adam",
-        "training_dtype": "fp32",
-        "lora_dtype": "fp32",
+        "batch_size": batch_size,
         "gradient_checkpointing": checkpointing,
     }
+    if models.model.load_device.type == "cpu":
+        wanted |= {"training_dtype": "fp32", "lora_dtype": "fp32"}
     # Versions differ in their inputs: what we do not set keeps its default.
     inputs: list[Any] = node.define_schema().inputs
     given = {i.id: [wanted[i.id] if i.id in wanted else getattr(i, "default", None)] for i in inputs if isinstance(i, io.Input)}
-    given["latents"] = [{"samples": latent}, {"samples": latent.clone()}]
+    shape = latent_shape(models, side)
+    given["latents"] = [{"samples": torch.randn(1, *shape)} for _ in range(max(2, batch_size))]
     return lambda: node.execute(**given)
 
 
-def diffusers_plain(models: Models, side: int) -> Callable[[], object]:
-    """The step of diffusers' DreamBooth-LoRA script on its own UNet of the same shape and weights, the text encoded beforehand."""
-    import comfy.utils
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from peft import LoraConfig
-
-    network = models.model.model.diffusion_model
-    channels = models.model.model.model_config.unet_config["model_channels"]
-    blocks: dict[str, Any] = dict(down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2, layers_per_block=1)
-    unet = UNet2DConditionModel(sample_size=side, block_out_channels=(channels, 2 * channels), cross_attention_dim=768, attention_head_dim=8, **blocks)
-    names, weights = comfy.utils.unet_to_diffusers(models.model.model.model_config.unet_config), network.state_dict()
-    with torch.inference_mode(False):
-        unet.load_state_dict({key: weights[names[key]].clone().float() for key in unet.state_dict()})
-    unet.requires_grad_(False).to(models.model.load_device)
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
-
-    def loop() -> None:
-        with torch.inference_mode(False), torch.enable_grad():
-            device = models.model.load_device
-            latent, text = torch.randn(1, 4, side, side, device=device), torch.randn(1, 77, 768, device=device)
-            trained = [p for p in unet.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
-            signal = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, device=device) ** 2, dim=0)
-            for _ in range(STEPS):
-                time, noise = torch.randint(0, 1000, (1,), device=device), torch.randn_like(latent)
-                noised = signal[time].sqrt() * latent + (1 - signal[time]).sqrt() * noise
-                loss = torch.nn.functional.mse_loss(unet(noised, time, text).sample.float(), noise)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-
-    return loop
-
-
-def forward(models: Models, side: int) -> Callable[[], None]:
-    """One no-gradient forward pass of the network at batch 1, the unit of the method's floor."""
+def forward(models: Models, side: int, batch_size: int = 1) -> Callable[[], None]:
+    """One no-gradient forward pass of the network; at batch 1 the unit of the method's floor."""
     import comfy.model_management
 
     part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
@@ -149,17 +155,18 @@ def forward(models: Models, side: int) -> Callable[[], None]:
         denoiser = part("nodes.host.denoiser").HostDenoiser(models.model)
         conditioning = part("nodes.host.text_encoder").FixedTextEncoder(models.clip, ["a photo of a cat"])("a photo of a cat")
         query = part("palp_train.denoiser").Query(conditioning=conditioning, personalized=False)
-        latent, sigma = torch.randn(1, *latent_shape(models, side), device=device), denoiser.sigmas[-1:]
+        latent = torch.randn(batch_size, *latent_shape(models, side), device=device)
+        sigma = denoiser.sigmas[-1:].expand(batch_size)
 
     def once() -> None:
         with torch.inference_mode():
-            denoiser(latent, sigma, [query])
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            denoiser(latent, sigma, [query] * batch_size)
+            wait_for(device)
 
     return once
 
 
 def latent_shape(models: Models, side: int) -> tuple[int, ...]:
-    """(C, H, W) of a latent of that side."""
-    return models.model.model.latent_format.latent_channels, side, side
+    """(C, H, W) of a latent of that side, or (C, 1, H, W) where the model's latents have a time axis."""
+    latent_format = models.model.model.latent_format
+    return latent_format.latent_channels, *[1] * (latent_format.latent_dimensions - 2), side, side

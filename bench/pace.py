@@ -1,8 +1,9 @@
-"""Any training loop, one optimizer step at a time, so that loops of different programs can take turns on one machine."""
+"""Any training loop, one optimizer step at a time, so that loops of different programs can take turns on a machine."""
 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -19,17 +20,23 @@ class PacedRun:
         self._go, self._stepped = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         self._ended = False
+        self._watch: AbstractContextManager[object] = nullcontext()
+        self._watching = ExitStack()
         self._thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
         self._thread.start()
 
-    def step(self) -> float:
+    def step(self, watch: AbstractContextManager[object] | None = None) -> float:
         """Seconds that the loop took until it had stepped its optimizer once more.
+
+        Args:
+            watch: what the loop's thread makes the step within; None: nothing.
 
         Raises:
             RuntimeError: the loop ended instead, or raised what is its cause.
         """
         if self._ended:
             raise RuntimeError("the loop has ended")
+        self._watch = watch or nullcontext()
         began = time.perf_counter()
         self._go.release()
         self._stepped.acquire()
@@ -42,6 +49,7 @@ class PacedRun:
         self._go.acquire()
         try:
             with torch.inference_mode():  # the host runs its nodes in this mode
+                self._watching.enter_context(self._watch)
                 loop()
         except BaseException as error:
             self._error = error
@@ -49,10 +57,32 @@ class PacedRun:
         self._stepped.release()
 
     def _pause(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        wait_for(self._device)
+        self._watching.close()
         self._stepped.release()
         self._go.acquire()
+        self._watching.enter_context(self._watch)
+
+
+class PacedCall:
+    """A function that waits for its device itself, to be called and timed like the step of a ``PacedRun``."""
+
+    def __init__(self, once: Callable[[], object]) -> None:
+        """Nothing is called before the first ``step``."""
+        self._once = once
+
+    def step(self, watch: AbstractContextManager[object] | None = None) -> float:
+        """Seconds that one call took, within ``watch``."""
+        began = time.perf_counter()
+        with watch or nullcontext():
+            self._once()
+        return time.perf_counter() - began
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was asked for."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _after_every_optimizer_step(*_: object) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from skimage import data
 
 from bench import CHECKPOINT, PICTURE
 from dev_tools.files import write_whole
@@ -97,17 +96,21 @@ def autoencoder() -> nn.Module:
     return AutoencoderKL(ddconfig=AUTOENCODER, embed_dim=4).float().eval()
 
 
-def random_weights(network: nn.Module, generator: torch.Generator) -> Weights:
-    """A drawn tensor for every tensor of ``network``, which need not hold any itself."""
-    return {name: drawn(name, tuple(t.shape), generator) for name, t in network.state_dict().items()}
+def random_weights(network: nn.Module, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Weights:
+    """A drawn tensor for every tensor of ``network``, which need not hold any itself.
+
+    They are drawn where the generator is and put into the CPU's memory, as those of a file are.
+    """
+    return {name: drawn(name, tuple(t.shape), generator, dtype).cpu() for name, t in network.state_dict().items()}
 
 
-def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros for a bias, ones for a norm's scale, else normal numbers that keep a unit variance through the layer."""
     if len(shape) < 2:
-        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        return (torch.zeros if name.endswith("bias") else torch.ones)(shape, dtype=dtype)
+    numbers = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
     fan_in = torch.Size(shape[1:]).numel()
-    return torch.randn(shape, generator=generator) * (OUTPUT_GAIN.get(name, 1.0) / fan_in**0.5)
+    return numbers.mul_(OUTPUT_GAIN.get(name, 1.0) / fan_in**0.5)
 
 
 @torch.no_grad()
@@ -164,6 +167,8 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
     options = parser.parse_args()
+    from skimage import data  # here: others import this module where it is not installed
+
     use_host(options.comfyui)
     began = time.perf_counter()
     picture = options.base / "input" / PICTURE

@@ -37,20 +37,20 @@ def ratios(taken: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
 def speed_report(result: Mapping[str, Any]) -> str:
     """The tables of what was measured in turns."""
     lines = [f"{result['machine']}, {result['model']}, latents of {result['side']} x {result['side']}, {result['steps']} turns"]
-    lines += _table(("", "seconds a step"), [(name, f"{statistics.median(taken):.3f}") for name, taken in result["seconds"].items()])
+    lines += table(("", "seconds a step"), [(name, f"{statistics.median(taken):.3f}") for name, taken in result["seconds"].items()])
     lines += [f"{name}: {error}" for name, error in result["failed"].items()]
     measured = [
         (title, f"{r['ratio']:.2f} ({r['lower quartile']:.2f} to {r['upper quartile']:.2f})", f"{r['target']:g}") for title, r in result["ratios"].items()
     ]
-    return "\n".join(lines + _table(("ratio", "measured (quartiles)", "target"), measured))
+    return "\n".join(lines + table(("ratio", "measured (quartiles)", "target"), measured))
 
 
 def alone_report(result: Mapping[str, Any]) -> str:
     """The tables of what was measured in processes of their own."""
-    lines = _table(("peak memory of the process, training", "GiB"), [(name, f"{memory['peak'] / GIB:.2f}") for name, memory in result["memory"].items()])
-    lines += _table(("fixed costs", ""), [(title, _seconds_or_share(title, value)) for title, value in result["fixed"].items()])
+    lines = table(("peak memory of the process, training", "GiB"), [(name, f"{memory['peak'] / GIB:.2f}") for name, memory in result["memory"].items()])
+    lines += table(("fixed costs", ""), [(title, _seconds_or_share(title, value)) for title, value in result["fixed"].items()])
     grown = [(title, f"{one['step']:.2f}", f"{one['peak'] / GIB:.2f}") for title, one in result["growth"].items()]
-    lines += _table(("PALP", "seconds a step", "peak GiB"), grown)
+    lines += table(("PALP", "seconds a step", "peak GiB"), grown)
     if result["long run"]:
         long = result["long run"]
         memory, pace = long["after the last"] / long["after step 20"], long["last steps / first steps"]
@@ -58,7 +58,8 @@ def alone_report(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"The pack's import at the server's start: {result['import seconds']:.2f} s"])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, after an empty one; nothing without rows."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return ["", lines[0], "|---" * len(head) + "|", *lines[1:]] if rows else []
 
@@ -70,4 +71,4 @@ def _seconds_or_share(title: str, value: float) -> str:
 def foreseen_report(foreseen: Mapping[str, Mapping[str, float]]) -> str:
     """The table of ``full_size.foreseen``."""
     columns = list(next(iter(foreseen.values())))
-    return "\n".join(_table(("GiB", *columns), [(name, *(f"{one[column] / GIB:.1f}" for column in columns)) for name, one in foreseen.items()]))
+    return "\n".join(table(("GiB", *columns), [(name, *(f"{one[column] / GIB:.1f}" for column in columns)) for name, one in foreseen.items()]))
