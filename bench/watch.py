@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_KERNEL = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"}
 """Operations that give a tensor without computing anything, beside the views."""
+INDEXING = ("index", "_index", "nonzero", "masked_select")
+"""How the names of operations begin that take rows or places by their numbers."""
 BUSY = ("kernel", "gpu_memcpy", "gpu_memset")
 """The profiler's categories of what a GPU does."""
 DEVICE_WAITS = ("cudaDeviceSynchronize", "hipDeviceSynchronize")
@@ -37,6 +39,8 @@ class OperationCount(TorchDispatchMode):
         super().__init__()
         self.kernels = 0
         self.waits = 0
+        self.indexing = 0
+        """Of the kernels, those that take rows or places by their numbers, which a GPU has to be told first."""
         self._counting = True
 
     def __enter__(self) -> "OperationCount":
@@ -60,6 +64,7 @@ class OperationCount(TorchDispatchMode):
             self.waits += self._counting
         elif func.namespace != "profiler" and not func.is_view and name not in NO_KERNEL:
             self.kernels += self._counting
+            self.indexing += self._counting and name.startswith(INDEXING)
         return func(*args, **(kwargs or {}))
 
 

@@ -56,13 +56,14 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Module, reader: WeightReader) -> Tensor:
         ctx.layer, ctx.reader = layer, reader
-        return frozen_output(x.reshape(-1, x.shape[-1]), layer, reader).view(*x.shape[:-1], -1)
+        output = frozen_output(x.reshape(-1, x.shape[-1]), layer, reader)
+        return output.view(*x.shape[:-1], output.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        return input_gradient(rows, ctx.layer, ctx.reader).view(*gradient.shape[:-1], -1), None, None
+        of_x = input_gradient(gradient.reshape(-1, gradient.shape[-1]), ctx.layer, ctx.reader)
+        return of_x.view(*gradient.shape[:-1], of_x.shape[-1]), None, None
 
 
 def frozen_output(x: Tensor, layer: nn.Module, reader: WeightReader) -> Tensor:

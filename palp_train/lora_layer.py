@@ -148,7 +148,7 @@ class _LoraLinear(torch.autograd.Function):
         output[:count].addmm_(hidden, b.T)
         ctx.save_for_backward(inputs[:count], hidden)
         ctx.layer, ctx.shape, ctx.has_base = layer, x.shape, base is not None
-        return output.view(*x.shape[:-1], -1)
+        return output.view(*x.shape[:-1], output.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
