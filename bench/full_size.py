@@ -146,9 +146,10 @@ def step_memory(size: FullSize, method: str, **train: Any) -> Generator[Any, Non
     model = size.model()
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
     settings, network = config.TrainConfig(**train), model.diffusion_model
+    targets, reader = families.adapted_layers(network, settings.layers), part("nodes.host.weights").HostWeights()
     with (
         session.trainable_networks(),
-        part("palp_train.lora").injected_lora(network, families.adapted_layers(network, settings.layers), settings.rank, torch.Generator()) as lora,
+        part("palp_train.lora").injected_lora(network, targets, settings.rank, torch.Generator(), reader) as lora,
     ):
         denoiser, checkpointed = training.trainable_denoisers(patcher, lora)
         task = trainer.Task(

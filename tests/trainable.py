@@ -24,7 +24,8 @@ def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
     learned = text.learned_encoders(models.clip, models.model)
     with session.training_session(models.model, models.clip, learned=learned) as held:
         network = held.model.model.diffusion_model
-        with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, generator) as lora:
+        targets, reader = families.adapted_layers(network, "attention"), part("nodes.host.weights").HostWeights()
+        with part("palp_train.lora").injected_lora(network, targets, 4, generator, reader) as lora:
             for _, up in lora_pairs(lora):
                 up.data.normal_(0, 0.1, generator=generator)  # zero ups would make the downs' gradients zero
             word = None
