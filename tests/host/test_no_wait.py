@@ -106,3 +106,26 @@ def test_constant_conditionings_are_put_into_the_networks_form_once(pack, models
 
 def _query(pack, conditioning):
     return import_module(f"{pack.__name__}.palp_train.denoiser").Query(conditioning=conditioning, personalized=True)
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
+    @pytest.mark.parametrize("settings", [{}, {"batch_size": 2}, {"gradient_accumulation": 2}], ids=str)
+    def test_steps_after_the_first_make_no_call_that_waits_for_the_gpu(pack, name, settings):
+        """By PyTorch's own watch. A step's numbers are waited for by an event, when the next step is on its way."""
+        from dataclasses import replace
+
+        from host_calls import short_job
+
+        module, job = import_module(f"{pack.__name__}.nodes.host.training"), short_job(pack, family(name), steps=6)
+        with module.prepared(replace(job, train=replace(job.train, **settings))) as training:
+            steps = training.steps()
+            next(steps)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _ in range(4):
+                    next(steps)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            steps.close()
