@@ -56,7 +56,9 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Module, reader: WeightReader) -> Tensor:
         ctx.layer, ctx.reader = layer, reader
-        return frozen_output(x.reshape(-1, x.shape[-1]), layer, reader).view(*x.shape[:-1], -1)
+        output = frozen_output(x.reshape(-1, x.shape[-1]), layer, reader)
+        # Into an ordinary view, which comes out of a function of ours, nobody may write.
+        return torch.ops.aten._unsafe_view(output, [*x.shape[:-1], output.shape[-1]])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
