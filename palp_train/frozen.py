@@ -57,13 +57,21 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: nn.Module, reader: WeightReader) -> Tensor:
         ctx.layer, ctx.reader = layer, reader
         output = frozen_output(x.reshape(-1, x.shape[-1]), layer, reader)
-        return output.view(*x.shape[:-1], output.shape[-1])
+        return outside_view(output, x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         of_x = input_gradient(gradient.reshape(-1, gradient.shape[-1]), ctx.layer, ctx.reader)
         return of_x.view(*gradient.shape[:-1], of_x.shape[-1]), None, None
+
+
+def outside_view(output: Tensor, inputs: torch.Size) -> Tensor:
+    """An output of shape (N, out) as (..., out), for inputs of shape (..., in); to be returned by an autograd function.
+
+    Into an ordinary view that comes out of such a function nobody may write, as the host's networks may.
+    """
+    return cast(Tensor, torch.ops.aten._unsafe_view(output, [*inputs[:-1], output.shape[-1]]))
 
 
 def frozen_output(x: Tensor, layer: nn.Module, reader: WeightReader) -> Tensor:

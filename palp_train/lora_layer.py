@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .frozen import OwnWeights, WeightReader, frozen_output, input_gradient
+from .frozen import OwnWeights, WeightReader, frozen_output, input_gradient, outside_view
 
 
 @dataclass
@@ -148,7 +148,7 @@ class _LoraLinear(torch.autograd.Function):
         output[:count].addmm_(hidden, b.T)
         ctx.save_for_backward(inputs[:count], hidden)
         ctx.layer, ctx.shape, ctx.has_base = layer, x.shape, base is not None
-        return output.view(*x.shape[:-1], output.shape[-1])
+        return outside_view(output, x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -106,12 +106,17 @@ def _clip(tokenizer: type, encoders: type, seed: int) -> Any:
         clip = encoders
 
     Target.tokenizer = tokenizer
+    clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=clip_options())
+    randomize(clip.cond_stage_model, seed + 1)
+    return clip
+
+
+def clip_options() -> dict[str, Any]:
+    """What the host's loader is told, so that its CLIPs are small."""
     small = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "hidden_act": "gelu"}
     options = {"clip_l_model_config": {**small, "hidden_size": WIDTH_L}, "clip_g_model_config": {**small, "hidden_size": WIDTH_G}, "dtype": torch.float32}
     options["clip_h_model_config"] = options["clip_g_model_config"]
-    clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=options)
-    randomize(clip.cond_stage_model, seed + 1)
-    return clip
+    return options
 
 
 def tiny_vae(channels: int, seed: int) -> Any:

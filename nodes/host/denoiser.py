@@ -165,6 +165,29 @@ def differentiable_attention() -> Generator[None, None, None]:
             table[name] = attention
 
 
+@contextmanager
+def differentiable_kernels() -> Generator[None, None, None]:
+    """Let the host's networks rotate and normalize by PyTorch's operations.
+
+    The kernels that newer hosts have for it, of ``comfy_kitchen``, have no backward pass. Its own eager forms do.
+    """
+    package = sys.modules.get("comfy_kitchen")
+    eager = sys.modules.get("comfy_kitchen.backends.eager")
+    names = [name for name in dir(eager) if name.startswith(KITCHEN_KERNELS) and hasattr(package, name)]
+    before = {name: getattr(package, name) for name in names}
+    try:
+        for name in names:
+            setattr(package, name, getattr(eager, name))
+        yield
+    finally:
+        for name, kernel in before.items():
+            setattr(package, name, kernel)
+
+
+KITCHEN_KERNELS = ("apply_rope", "rms_rope", "adaln", "rms_adaln")
+"""How the names of kernels begin that networks compute with; others convert weights."""
+
+
 def _always_pytorch(*_: Any, **__: Any) -> Callable[..., Tensor]:
     return attention_pytorch
 

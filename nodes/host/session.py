@@ -9,13 +9,20 @@ from typing import Any
 import comfy.model_management
 import comfy.ops
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...palp_train.errors import InputError
-from .denoiser import differentiable_attention
+from .checks import ran_out_of_memory
+from .denoiser import differentiable_attention, differentiable_kernels
 from .families import family_of
-from .text_encoder import learning_transformers, other_encoders_remembering, output_stays, quick_gelu_in_one_kernel
-from .weights import HostWeights, narrow_weights_kept, owned_weights
+from .text_encoder import (
+    learning_transformers,
+    other_encoders,
+    other_encoders_remembering,
+    output_stays,
+    quick_gelu_in_one_kernel,
+)
+from .weights import HostWeights, casts_that_last, is_quantized, narrow_weights_kept, owned_weights
 
 GIB = 2**30
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,7 +30,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Private clones of the host's patchers, fully loaded; they share their weights with the user's."""
+    """Private clones of the host's patchers, loaded; they share their weights with the user's.
+
+    Where the host brings in weights as they are used (dynamic VRAM), so does training.
+    """
 
     model: Any
     """comfy.model_patcher.ModelPatcher"""
@@ -60,7 +70,7 @@ def training_session(
         InputError: the model cannot be trained, or does not fit into memory whole.
     """
     refuse_untrainable(model.model)
-    session = Session(model=_private(model, "model"), clip=clip and _private_clip(clip), teacher=teacher and teacher.clone())
+    session = Session(model=model.clone(), clip=clip and clip.clone(), teacher=teacher and teacher.clone())
     loaded = {"model": session.model, "clip": session.clip and session.clip.patcher, "teacher_model": session.teacher}
     patchers = {name: patcher for name, patcher in loaded.items() if patcher is not None}
     _load(patchers)
@@ -68,6 +78,7 @@ def training_session(
         stack.enter_context(trainable_networks())
         stack.enter_context(owned_weights(session.model.model))
         stack.enter_context(_computing_in(session.model.model, precision))
+        stack.enter_context(narrow_weights_kept(session.model.model.diffusion_model, HostWeights()))
         if session.clip is not None:
             stack.enter_context(_learning(session.clip, learned))
             stack.enter_context(_encoder_options_kept(session.clip.cond_stage_model))
@@ -75,15 +86,38 @@ def training_session(
             stack.enter_context(other_encoders_remembering(session.clip, learned))
         for patcher in (session.model, session.teacher):
             if patcher is not None:
-                patcher.pre_run()
-                stack.callback(patcher.cleanup)
+                stack.enter_context(_running(patcher))
         yield session
+
+
+@contextmanager
+def _running(patcher: Any) -> Generator[None, None, None]:
+    """Within: what other nodes do around sampling is done.
+
+    The model does not learn whose it is: of a patcher that brings in weights as they are used it would fetch those of
+    the next block ahead, which a backward pass needs in the opposite order.
+    """
+    patcher.pre_run()
+    try:
+        if is_dynamic(patcher):
+            patcher.model.current_patcher = None
+        yield
+    finally:
+        patcher.cleanup()
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Whether the host brings in weights as they are used (dynamic VRAM), which newer ones do."""
+    return getattr(patcher, "is_dynamic", lambda: False)()
 
 
 @contextmanager
 def trainable_networks() -> Generator[None, None, None]:
     """Within: autograd is on, and the host's networks compute by operations that have a backward pass."""
-    with torch.inference_mode(False), torch.enable_grad(), _host_in_training(), differentiable_attention(), _differentiable_fp8():
+    with ExitStack() as stack:
+        contexts = (torch.inference_mode(False), torch.enable_grad(), _host_in_training(), differentiable_attention())
+        for context in (*contexts, differentiable_kernels(), _differentiable_fp8(), casts_that_last()):
+            stack.enter_context(context)
         yield
 
 
@@ -105,52 +139,31 @@ def refuse_untrainable(model: Any) -> None:
     """Return quietly if we know how to train this model.
 
     Raises:
-        InputError: its family is not supported, or its weights are quantized.
+        InputError: its family is not supported, its weights are quantized, or its layers have no backward pass.
     """
-    family_of(model)
     for path, layer in model.diffusion_model.named_modules():
-        if _is_quantized(layer):
-            raise InputError(
-                "model",
-                f"its weights are quantized for fast inference ({path} is {layer.weight.dtype}), through which no gradient passes. "
-                "Load the model with weight_dtype default, or load a version of it in fp16, bf16 or fp32.",
-            )
+        if is_quantized(layer):
+            raise InputError("model", f"{_quantization(layer)} (its layer {path}), which cannot be trained. {USE_INSTEAD}")
+        if any(kind.__name__ == "CublasLinear" for kind in type(layer).__mro__):
+            raise InputError("model", f"no gradient passes through {path}. Start ComfyUI without --fast cublas_ops.")
+    family_of(model)
 
 
-def _is_quantized(layer: nn.Module) -> bool:
+USE_INSTEAD = (
+    "Load a version of the model in fp16, bf16, fp32 or plain fp8 with Load Diffusion Model or Load Checkpoint; "
+    "what is trained on it can be applied to the quantized one, too."
+)
+
+
+def _quantization(layer: nn.Module) -> str:
+    """What the weights of a quantized layer are, as users know it."""
     weight = layer._parameters.get("weight")
     if weight is None:
-        return False
-    fast = getattr(comfy.ops, "fp8_ops", None)
-    runs_fp8 = fast is not None and isinstance(layer, fast.Linear) and weight.dtype.itemsize == 1
-    return runs_fp8 or not (type(weight) is nn.Parameter or type(weight.data) is torch.Tensor) or not weight.dtype.is_floating_point
-
-
-def _private(patcher: Any, name: str) -> Any:
-    """A clone that weights can be exchanged in.
-
-    Newer hosts have patchers that load weights only as they are used. Of such a one the clone has a model of its own, loaded anew.
-
-    Raises:
-        InputError: it would have to be loaded anew, and the node that made it did not say how.
-    """
-    if not getattr(patcher, "is_dynamic", lambda: False)():
-        return patcher.clone()
-    if getattr(patcher, "cached_patcher_init", None) is None:
-        raise InputError(
-            name,
-            "its weights are loaded as they are used (dynamic VRAM), and the node that loaded it cannot load it whole. "
-            "Use a stock loader such as Load Checkpoint, or start ComfyUI with --disable-dynamic-vram.",
-        )
-    with torch.inference_mode():
-        return patcher.clone(disable_dynamic=True)
-
-
-def _private_clip(clip: Any) -> Any:
-    clone = clip.clone()
-    clone.patcher = _private(clip.patcher, "clip")
-    clone.cond_stage_model = clone.patcher.model
-    return clone
+        return "it is quantized for Nunchaku"
+    if hasattr(weight, "tensor_type"):
+        return "it is a GGUF model"
+    kind = getattr(layer, "quant_format", None) or f"{type(weight).__name__} of {weight.dtype}"
+    return f"its weights are quantized ({kind})"
 
 
 def _load(patchers: Mapping[str, Any]) -> None:
@@ -163,14 +176,15 @@ def _load(patchers: Mapping[str, Any]) -> None:
         with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
             # Asking for more than there is makes the host unload everything else first: training needs the room.
             comfy.model_management.load_models_gpu(list(patchers.values()), memory_required=1e20, force_full_load=True)
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         comfy.model_management.unload_all_models()
         sizes = ", ".join(f"{name} {patcher.model_size() / GIB:.1f} GiB" for name, patcher in patchers.items())
         raise InputError(
             "model", f"what training needs does not fit onto {patchers['model'].load_device} together: {sizes}. {_largest_saving(patchers)}"
         ) from error
-    # A dynamic patcher loads weights as they are used; only a teacher may be one, since it only runs forward.
-    _refuse_partly_loaded({name: patcher for name, patcher in patchers.items() if not getattr(patcher, "is_dynamic", lambda: False)()})
+    _refuse_partly_loaded({name: patcher for name, patcher in patchers.items() if not is_dynamic(patcher)})
 
 
 def _refuse_partly_loaded(patchers: Mapping[str, Any]) -> None:
@@ -205,14 +219,22 @@ def _learning(clip: Any, learned: Collection[str]) -> Generator[None, None, None
     They compute in float32, whatever their weights are stored in. Biases and norms, which are small, are widened once.
     """
     transformers = learning_transformers(clip, learned)
-    parameters = itertools.chain(*(transformer.parameters() for transformer in transformers))
+    others = other_encoders(clip, learned)
+    left = [tensor for other in others for tensor in itertools.chain(other.parameters(), other.buffers())]
     with ExitStack() as stack:
         stack.enter_context(quick_gelu_in_one_kernel(transformers))
-        vectors = [parameter for parameter in parameters if parameter.ndim == 1 and parameter.is_floating_point()]
-        stack.enter_context(owned_weights(clip.cond_stage_model, float32=vectors))
+        vectors = itertools.chain(*(_vectors(transformer) for transformer in transformers))
+        stack.enter_context(owned_weights(clip.cond_stage_model, float32=vectors, left=left))
         for transformer in transformers:
             stack.enter_context(narrow_weights_kept(transformer, HostWeights()))
         yield
+
+
+def _vectors(network: nn.Module) -> list[Tensor]:
+    """Biases, norms and the like; without those that the host brings in as they are used, of the type it has noted."""
+    tables = [layer._parameters for layer in network.modules() if not hasattr(layer, "_v")]
+    parameters = [parameter for table in tables for parameter in table.values() if parameter is not None]
+    return [parameter for parameter in parameters if parameter.ndim == 1 and parameter.is_floating_point()]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
 from ...palp_train.transfer import staying_on
+from .weights import is_quantized
 
 
 def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
@@ -68,7 +69,9 @@ def class_tokens(clip: Any, class_word: str, learned: Collection[str]) -> dict[s
     Raises:
         InputError: an encoder sees nothing in the class word.
     """
-    return {t.embedding_key: _embed(encoder, t, class_word) for t, encoder in _encoders(clip) if t.embedding_key in learned}
+    learning = [(tokenizer, encoder) for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key in learned]
+    device = clip.patcher.load_device
+    return {tokenizer.embedding_key: _embed(encoder, tokenizer, class_word, device) for tokenizer, encoder in learning}
 
 
 def _encoders(clip: Any) -> list[tuple[Any, Any]]:
@@ -83,9 +86,27 @@ def _encoder_of(encoders: Any, name: str) -> Any:
 
 
 def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
+    if _runs_as_the_host_runs_it(encoder):
+        return False
     if isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
         return True
     return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher, models)
+
+
+def _runs_as_the_host_runs_it(encoder: Any) -> bool:
+    """Whether an encoder's weights are quantized: how to get a gradient through them only the host's layers know."""
+    return any(is_quantized(layer) for layer in encoder.modules())
+
+
+def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
+    """Sentences for the report: which text encoders read the class word, because their weights are quantized."""
+    reading = [
+        tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned and _runs_as_the_host_runs_it(encoder)
+    ]
+    if not learned or not reading:
+        return []
+    names = " and ".join(reading)
+    return [f"{names} learned no word, because its weights are quantized: it read the class word in its place."]
 
 
 def _backward_fits(transformer: nn.Module, patcher: Any, models: Sequence[Any]) -> bool:
@@ -99,12 +120,12 @@ def _backward_fits(transformer: nn.Module, patcher: Any, models: Sequence[Any]) 
     return needed < comfy.model_management.get_free_memory(patcher.load_device)
 
 
-def _embed(encoder: Any, tokenizer: Any, text: str) -> Tensor:
+def _embed(encoder: Any, tokenizer: Any, text: str, device: torch.device) -> Tensor:
     tokens = [token for section in tokenizer.tokenize_with_weights(text, return_word_ids=True) for token, _, word in section if word != 0]
     if not tokens or not all(isinstance(token, int) for token in tokens):
         raise InputError("class_word", f'"{text}" means nothing to the text encoder. Name what the subject is in plain words, for example "cat".')
     table = encoder.transformer.get_input_embeddings()
-    return table(torch.tensor(tokens, device=table.weight.device), out_dtype=torch.float32)
+    return table(torch.tensor(tokens, device=device), out_dtype=torch.float32)
 
 
 class HostTextEncoder:
@@ -128,6 +149,11 @@ class HostTextEncoder:
         return {"cross_attn": cross_attention, "pooled_output": pooled, **(extra[0] if extra else {})}
 
 
+def other_encoders(clip: Any, learned: Collection[str]) -> list[Any]:
+    """The encoders without these keys."""
+    return [encoder for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned]
+
+
 @contextmanager
 def output_stays(device: torch.device) -> Generator[None, None, None]:
     """Let the host's text encoders leave their output on that device; they bring it to the CPU otherwise."""
@@ -142,8 +168,11 @@ def output_stays(device: torch.device) -> Generator[None, None, None]:
 
 @contextmanager
 def other_encoders_remembering(clip: Any, learned: Collection[str]) -> Generator[None, None, None]:
-    """Within: text encoders that do not learn encode each prompt once: a large T5 beside a CLIP that learns need not run in every step."""
-    others = [encoder for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned]
+    """Within: text encoders that do not learn encode each prompt once, as the host does.
+
+    A large T5 beside a CLIP that learns need not run in every step.
+    """
+    others = other_encoders(clip, learned)
     for encoder in others:
         encoder.encode_token_weights = _remembering(encoder.encode_token_weights)
     try:
@@ -159,11 +188,13 @@ def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @torch.no_grad()
     def remembered(token_weight_pairs: Any) -> Any:
         key = repr(token_weight_pairs)
-        if "tensor(" in key:  # an embedding of the user's, which its text does not identify
-            return encode(token_weight_pairs)
-        if key not in known:
-            known[key] = encode(token_weight_pairs)
-        return pytree.tree_map_only(Tensor, Tensor.clone, known[key])  # the host writes into what it gets
+        encoded = known.get(key)
+        if encoded is None:
+            with torch.inference_mode():  # its weights were made in that mode
+                encoded = encode(token_weight_pairs)
+        if "tensor(" not in key:  # else it holds an embedding of the user's, which its text does not identify
+            known[key] = encoded
+        return pytree.tree_map_only(Tensor, Tensor.clone, encoded)  # the host writes into what it gets
 
     return remembered
 

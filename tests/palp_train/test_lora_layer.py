@@ -351,3 +351,15 @@ def test_a_layer_that_is_no_torch_linear_takes_a_lora():
         down, up = lora.layers["a"].down, lora.layers["a"].up
         torch.testing.assert_close(network["a"](x), x @ (network["a"].weight + up @ down).T)
         assert math.isfinite(network["b"](network["a"](x)).sum().item())
+
+
+def test_a_network_may_write_to_what_an_adapted_or_a_frozen_layer_gives_it():
+    one, x = layer(), draw(1, 4, 3, IN).requires_grad_()
+    out = one(x)
+    out += 1
+    frozen = frozen_linear(x, one.base_layer, OwnWeights())
+    frozen *= 2
+    found = torch.autograd.grad(out.square().sum() + frozen.square().sum(), x)
+    plain = nn.functional.linear(x, one.weight, one.bias)
+    expected = (written_out(one, x, one.down, one.up, None) + 1).square().sum() + (2 * plain).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, x))
