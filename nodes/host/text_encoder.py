@@ -17,7 +17,7 @@ from ...palp_train.activations import activations_kept, listed_modules
 from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
-from .weights import is_quantized
+from .weights import is_quantized, is_scaled
 
 
 def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
@@ -93,7 +93,7 @@ def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
 
 def _runs_as_the_host_runs_it(encoder: Any) -> bool:
     """Whether an encoder's weights are quantized: how to get a gradient through them only the host's layers know."""
-    return any(is_quantized(layer) for layer in encoder.modules())
+    return any(is_quantized(layer) or is_scaled(layer) for layer in encoder.modules())
 
 
 def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
@@ -108,14 +108,28 @@ def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
 
 
 def _backward_fits(transformer: nn.Module, patcher: Any, models: Sequence[Any]) -> bool:
-    """Whether a backward pass through a text encoder that computes in float32 fits beside everything that training loads.
+    """Whether a backward pass through a text encoder that computes in float32 fits beside all that training loads.
 
-    It takes a float32 copy of its weights, unless they are of that kind already, and activations: generously, an eighth of that more.
+    It widens its weights one by one, and keeps activations. Room is asked for as if it kept a float32 copy, and
+    activations of an eighth of that, so that the diffusion model's own steps fit as well.
     """
     copies = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
     activations = sum(p.numel() * 4 for p in transformer.parameters()) / 8
     still_to_load = sum(max(0, p.model_size() - p.loaded_size()) for p in (patcher, *models))
-    return copies + activations + still_to_load < comfy.model_management.get_free_memory(patcher.load_device)
+    return copies + activations + still_to_load < _room(patcher.load_device, (patcher, *models))
+
+
+def _room(device: torch.device, patchers: Sequence[Any]) -> float:
+    """Bytes that are free on a device once everything but these has left it, as it does before training."""
+    others = [
+        loaded
+        for loaded in comfy.model_management.current_loaded_models
+        if loaded.model is not None
+        and loaded.device == device != loaded.model.offload_device
+        and not any(loaded.model.is_clone(patcher) for patcher in patchers)
+    ]
+    held = sum(loaded.model_loaded_memory() for loaded in others)
+    return comfy.model_management.get_free_memory(device) + held
 
 
 def _embed(encoder: Any, tokenizer: Any, text: str, device: torch.device) -> Tensor:
@@ -141,9 +155,21 @@ class HostTextEncoder:
         encoders.reset_clip_options()
         if self._clip.layer_idx is not None:
             encoders.set_clip_options({"layer": self._clip.layer_idx})
-        with activations_kept(self._blocks):
+        with activations_kept(self._blocks), _outputs_left_on(self._clip.patcher.load_device):
             cross_attention, pooled, *extra = encoders.encode_token_weights(self._clip.tokenize(prompt))
         return {"cross_attn": cross_attention, "pooled_output": pooled, **(extra[0] if extra else {})}
+
+
+@contextmanager
+def _outputs_left_on(device: torch.device) -> Generator[None, None, None]:
+    """Within: the host leaves what its text encoders write where it is, and does not bring it to the CPU."""
+    host: Any = comfy.model_management
+    before = host.intermediate_device
+    host.intermediate_device = lambda: device
+    try:
+        yield
+    finally:
+        host.intermediate_device = before
 
 
 def other_encoders(clip: Any, learned: Collection[str]) -> list[Any]:
