@@ -10,11 +10,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv1d_input, conv2d_input
+from torch.nn import grad as gradients_of
 
 from .frozen import WeightReader
 
-INPUT_GRADIENTS: Mapping[type[nn.Module], Callable[..., Tensor]] = {nn.Conv1d: conv1d_input, nn.Conv2d: conv2d_input}
+INPUT_GRADIENTS = cast(
+    Mapping[type[nn.Module], Callable[..., Tensor]],
+    {nn.Conv1d: gradients_of.conv1d_input, nn.Conv2d: gradients_of.conv2d_input},
+)
 """By the layer's class: what gives the gradient of its input."""
 
 

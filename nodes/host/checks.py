@@ -63,6 +63,11 @@ def refuse_foreign_teacher(student: Any, teacher: Any) -> None:
         return
     if teacher.model is student.model:
         raise InputError("teacher_model", "it is the model itself, perhaps with patches, and they share their weights. Disconnect it, or load another model.")
+    if teacher.load_device != student.load_device:
+        raise InputError(
+            "teacher_model",
+            f"it runs on {teacher.load_device}, and the model on {student.load_device}. Load both onto one device.",
+        )
     family_of(teacher.model, "teacher_model")
     ours, theirs = student.model.latent_format, teacher.model.latent_format
     if type(ours) is not type(theirs) or ours.scale_factor != theirs.scale_factor:

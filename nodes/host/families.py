@@ -141,7 +141,7 @@ def unused_layers(model: Any) -> frozenset[str]:
 def _is_attention(path: str) -> bool:
     parts = path.split(".")
     fused = parts[0] in _FUSED_ATTENTION and parts[-1] in ("linear1", "linear2")
-    return fused or any("attn" in part or "attention" in part for part in parts)
+    return fused or (any("attn" in part or "attention" in part for part in parts) and not _is_modulation(path))
 
 
 def _is_modulation(path: str) -> bool:

@@ -116,9 +116,28 @@ def trainable_networks() -> Generator[None, None, None]:
     """Within: autograd is on, and the host's networks compute by operations that have a backward pass."""
     with ExitStack() as stack:
         contexts = (torch.inference_mode(False), torch.enable_grad(), _host_in_training(), differentiable_attention())
-        for context in (*contexts, differentiable_kernels(), _differentiable_fp8(), casts_that_last()):
+        kernels = (differentiable_kernels(), _differentiable_fp8(), _full_accumulation())
+        for context in (*contexts, *kernels, casts_that_last()):
             stack.enter_context(context)
         yield
+
+
+@contextmanager
+def _full_accumulation() -> Generator[None, None, None]:
+    """Within: products of float16 matrices add up in float32, also on a host started with --fast fp16_accumulation.
+
+    Sums over all pixels, as gradients are, would lose most of their digits.
+    """
+    products: Any = torch.backends.cuda.matmul
+    if not hasattr(products, "allow_fp16_accumulation"):  # PyTorch before 2.7
+        yield
+        return
+    before = products.allow_fp16_accumulation
+    try:
+        products.allow_fp16_accumulation = False
+        yield
+    finally:
+        products.allow_fp16_accumulation = before
 
 
 @contextmanager

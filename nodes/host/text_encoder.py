@@ -19,7 +19,7 @@ from ...palp_train.embedding import WordEmbedding
 from ...palp_train.errors import InputError
 from ...palp_train.prompts import replace_placeholders
 from ...palp_train.transfer import staying_on
-from .weights import is_quantized
+from .weights import is_quantized, is_scaled
 
 
 def clip_with_words(clip: Any, words: Sequence[WordEmbedding]) -> Any:
@@ -95,7 +95,7 @@ def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
 
 def _runs_as_the_host_runs_it(encoder: Any) -> bool:
     """Whether an encoder's weights are quantized: how to get a gradient through them only the host's layers know."""
-    return any(is_quantized(layer) for layer in encoder.modules())
+    return any(is_quantized(layer) or is_scaled(layer) for layer in encoder.modules())
 
 
 def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
@@ -110,14 +110,28 @@ def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
 
 
 def _backward_fits(transformer: nn.Module, patcher: Any, models: Sequence[Any]) -> bool:
-    """Whether a backward pass through a text encoder fits beside everything that training loads.
+    """Whether a backward pass through a text encoder that computes in float32 fits beside all that training loads.
 
-    It computes in float32, widening each matrix as it is used. Activations: generously, an eighth of its size in float32.
+    It widens its weights one by one, and keeps activations. Room is asked for as if it kept a float32 copy, and
+    activations of an eighth of that, so that the diffusion model's own steps fit as well.
     """
-    sizes = [parameter.numel() * 4 for parameter in transformer.parameters()]
+    copies = sum(p.numel() * 4 for p in transformer.parameters() if p.dtype != torch.float32)
+    activations = sum(p.numel() * 4 for p in transformer.parameters()) / 8
     still_to_load = sum(max(0, p.model_size() - p.loaded_size()) for p in (patcher, *models))
-    needed = sum(sizes) / 8 + max(sizes) + still_to_load
-    return needed < comfy.model_management.get_free_memory(patcher.load_device)
+    return copies + activations + still_to_load < _room(patcher.load_device, (patcher, *models))
+
+
+def _room(device: torch.device, patchers: Sequence[Any]) -> float:
+    """Bytes that are free on a device once everything but these has left it, as it does before training."""
+    others = [
+        loaded
+        for loaded in comfy.model_management.current_loaded_models
+        if loaded.model is not None
+        and loaded.device == device != loaded.model.offload_device
+        and not any(loaded.model.is_clone(patcher) for patcher in patchers)
+    ]
+    held = sum(loaded.model_loaded_memory() for loaded in others)
+    return comfy.model_management.get_free_memory(device) + held
 
 
 def _embed(encoder: Any, tokenizer: Any, text: str, device: torch.device) -> Tensor:

@@ -21,15 +21,16 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether a layer's weight is a code for the numbers that it multiplies by.
-
-    Plain 8-bit floats are numbers; those that have a scale beside them are a code.
-    """
+    """Whether the memory of a layer's weight holds a code for numbers. Plain 8-bit floats are numbers."""
     weight = layer._parameters.get("weight")
     if weight is None:
         return "qweight" in layer._parameters or "qweight" in layer._buffers  # so does Nunchaku keep them
-    has_scale = getattr(layer, "scale_weight", None) is not None
-    return has_scale or not is_plain(weight) or not weight.dtype.is_floating_point
+    return not is_plain(weight) or not weight.dtype.is_floating_point
+
+
+def is_scaled(layer: nn.Module) -> bool:
+    """Whether a layer multiplies its weight by a number beside it, as older hosts do for files of scaled 8-bit floats."""
+    return getattr(layer, "scale_weight", None) is not None
 
 
 def frozen_alias(tensor: Tensor) -> Tensor:

@@ -141,3 +141,50 @@ if says("model_patcher.py", "class ModelPatcherDynamic"):
         assert set(found) == {"clip_l", "clip_g"}
         for encoder, vectors in expected.items():
             torch.testing.assert_close(found[encoder], vectors, rtol=1e-3, atol=1e-5)
+
+
+if says("ldm/flux/math.py", "comfy.quant_ops.ck"):
+    FREQUENCIES = (1, 1, 5, 2, 2, 2)
+    KERNELS = {
+        "apply_rope": [(1, 2, 5, 4), (1, 2, 5, 4), FREQUENCIES],
+        "apply_rope1": [(1, 2, 5, 4), FREQUENCIES],
+        "apply_rope_split_half": [(1, 2, 5, 4), (1, 2, 5, 4), FREQUENCIES],
+        "rms_rope": [(1, 2, 5, 4), (1, 2, 5, 4), FREQUENCIES, (4,), (4,)],
+        "rms_rope_split_half": [(1, 2, 5, 4), (1, 2, 5, 4), FREQUENCIES, (4,), (4,)],
+        "adaln": [(2, 5, 4), (2, 1, 4), (2, 1, 4)],
+        "rms_adaln": [(2, 5, 4), (2, 1, 4), (2, 1, 4)],
+    }
+
+    @pytest.mark.parametrize("name", KERNELS)
+    def test_kernels_without_a_backward_pass_are_exchanged_in_training(pack, name):
+        """What stands in their place gives the same, and gradients that are the finite differences."""
+        import comfy.quant_ops
+
+        session, kitchen = import_module(f"{pack.__name__}.nodes.host.session"), comfy.quant_ops.ck
+        generator, kernel = torch.Generator().manual_seed(0), getattr(kitchen, name)
+        inputs = [torch.randn(shape, generator=generator) for shape in KERNELS[name]]
+        expected = kernel(*inputs)
+        assert not as_tuple(kernel(*[one.requires_grad_() for one in inputs]))[0].requires_grad or lacks_a_gradient(kernel, inputs)
+        with session.trainable_networks():
+            exchanged = getattr(kitchen, name)
+            doubles = [one.detach().double().requires_grad_() for one in inputs]
+            assert torch.autograd.gradcheck(exchanged, doubles)
+            for found, other in zip(as_tuple(exchanged(*inputs)), as_tuple(expected), strict=True):
+                torch.testing.assert_close(found, other)
+        assert getattr(kitchen, name) is kernel
+
+    def as_tuple(outputs):
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def lacks_a_gradient(kernel, inputs):
+        try:
+            as_tuple(kernel(*inputs))[0].sum().backward()
+        except (RuntimeError, NotImplementedError):
+            return True
+        return False
+
+
+def test_modulation_of_an_attention_is_not_attention(pack):
+    families = import_module(f"{pack.__name__}.nodes.host.families")
+    assert families._is_attention("blocks.0.self_attn.q_proj")
+    assert not families._is_attention("blocks.0.adaln_modulation_self_attn.1")

@@ -44,6 +44,50 @@ def test_no_wide_copy_of_a_narrow_weight_waits_for_the_backward_pass(part, name,
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5)
 
 
+def test_8_bit_products_are_made_wide_in_training(part):
+    """What a loader's weight_dtype fp8_e4m3fn_fast or --fast fp8_matrix_mult chooses."""
+    import comfy.ops
+
+    stored = torch.float8_e4m3fn
+    fast, plain = family("sd15", dtype=stored, operations=comfy.ops.fp8_ops), family("sd15", dtype=stored)
+    kept, gradients = kept_bytes(part, fast, "fp32")
+    expected, same = kept_bytes(part, plain, "fp32")
+    assert kept == expected
+    assert all(torch.equal(one, other) for one, other in zip(gradients, same, strict=True))
+
+
+class SVDQW4A4Linear(torch.nn.Module):
+    """Like Nunchaku's layers, which have no weight of that name."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.qweight = torch.nn.Parameter(torch.zeros(layer.out_features, dtype=torch.int8), requires_grad=False)
+
+
+class CublasLinear(torch.nn.Linear):
+    """Of this name is the layer of cublas_ops, which has no backward pass."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+
+
+def test_quantized_networks_are_refused_by_name_with_what_to_load_instead(part, errors):
+    refuse = part("nodes.host.session").refuse_untrainable
+    cases = [
+        (packed, r"it is a GGUF model .*Load Diffusion Model"),
+        (SVDQW4A4Linear, r"it is quantized for Nunchaku .*Load Checkpoint"),
+        (CublasLinear, r"without --fast cublas_ops"),
+    ]
+    if not older_host():  # through whose layers for scaled floats gradient passes
+        cases.append((scaled, r"its weights are quantized \(float8_e4m3fn\) .*plain fp8"))
+    for layer_of, message in cases:
+        models = family("sd15")
+        with torch.inference_mode():
+            exchange_linears(models.model.model.diffusion_model.output_blocks, layer_of)
+        with pytest.raises(errors.InputError, match=rf"^model: .*{message}"):
+            refuse(models.model.model)
+
+
 def quantized_t5(layer_of):
     """A tiny Flux with other linear layers in its T5, each made of the plain one."""
     models = family("flux")
@@ -59,6 +103,13 @@ def exchange_linears(network, layer_of):
             setattr(network.get_submodule(parent), name, layer_of(layer))
 
 
+def older_host():
+    """Whether it keeps scaled 8-bit floats as plain tensors with a number beside each."""
+    import comfy.ops
+
+    return hasattr(comfy.ops, "scaled_fp8_ops")
+
+
 def scaled(layer):
     """The host's own layer for 8-bit floats with a scale, of which files named fp8_scaled are."""
     import comfy.ops
@@ -66,7 +117,7 @@ def scaled(layer):
     scale = layer.weight.abs().max() / 448
     narrow = (layer.weight / scale).to(torch.float8_e4m3fn)
     sizes = (layer.in_features, layer.out_features)
-    if hasattr(comfy.ops, "scaled_fp8_ops"):
+    if older_host():
         made = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(*sizes, bias=False)
         made.weight.data, made.scale_weight.data = narrow, scale
         return made.requires_grad_(False)
@@ -150,6 +201,6 @@ def test_an_alias_of_quantized_weights_has_their_values_and_their_memory(part):
         same = getattr(alias, "_qdata", alias)
         assert same.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
         assert same.untyped_storage().nbytes() == flat.untyped_storage().nbytes()
-        assert weights.is_quantized(layer) == (layer is not plain)
-        if hasattr(stored, "dequantize") and type(stored) is not torch.nn.Parameter and hasattr(stored, "_qdata"):
+        assert (weights.is_quantized(layer) or weights.is_scaled(layer)) == (layer is not plain)
+        if hasattr(stored, "_qdata"):
             assert torch.equal(alias.dequantize(), stored.dequantize()) and not same.is_inference()

@@ -1,7 +1,6 @@
 """What the nodes refuse: each sentence names the input, and nothing is written."""
 
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import torch
@@ -94,19 +93,14 @@ def test_a_clip_of_another_family_is_refused(nodes, models, errors, output):
         train(nodes, replace(models, clip=foreign))
 
 
-def test_models_that_cannot_be_trained_are_refused_with_what_they_are(pack, nodes, errors, output):
+def test_models_that_cannot_be_trained_are_refused_with_what_they_are(nodes, errors, output):
     import comfy.model_base
-    import comfy.ops
     import tiny_models
 
-    session = import_module(f"{pack.__name__}.nodes.host.session")
     models = tiny_models.sd15()
     models.model.model.model_config.unet_config["in_channels"] = 9
     with pytest.raises(errors.InputError, match=r"^model: .*inpainting"):
         train(nodes, models)
-    quantized = tiny_models.sd15(torch.float8_e4m3fn, operations=comfy.ops.fp8_ops)
-    with pytest.raises(errors.InputError, match=r"^model: its weights are quantized .*float8"):
-        session.refuse_untrainable(quantized.model.model)
     edm = tiny_models.sd15(model_type=comfy.model_base.ModelType.V_PREDICTION_EDM)
     train(nodes, edm, steps=1)  # v prediction on a continuous schedule is fine
 
