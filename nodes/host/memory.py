@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...palp_train.plan import Plan, in_parts, plans
 from ...palp_train.tracing import EvenMasks, LiveMemory, ShapesOnly, kernels_of, without_data
 from ...palp_train.trainer import Task, constant_conditionings
 from .families import family_of
+from .foreseen import Pass, digest, recalled, remember, surroundings
 from .weights import exchanged_tensors
 
 GIB = 2**30
@@ -31,19 +32,6 @@ HEAP = {"cpu": 1.3}
 """Bytes that a process takes for each of its tensors' bytes, by device. glibc's heap keeps gaps: measured 1.25 to 1.5, and 1.00 with a fixed mmap threshold."""
 MOMENTS, GRADIENT = 8, 4
 """Bytes of each trained number, float32: Adam's two moments, and the gradient that waits where a step takes several batches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """Bytes that a pass through the network takes."""
-
-    kept: int = 0
-    """Alive at its end, or before its backward pass."""
-    peak: int = 0
-
-
-_traced: dict[Hashable, Pass] = {}
-"""What was found, by everything that it depends on."""
 
 
 class StepMemory:
@@ -124,10 +112,12 @@ class StepMemory:
         return live.now
 
     def _trace(self, part: Hashable, run: Callable[..., int]) -> Pass:
-        key = (part, self._depends_on)
-        if key not in _traced:
-            _traced[key] = self._traced(run)
-        return _traced[key]
+        key = digest(part, self._depends_on)
+        found = recalled(key)
+        if found is None:
+            found = self._traced(run)
+            remember(key, found)
+        return found
 
     def _traced(self, run: Callable[..., int]) -> Pass:
         latent = self._picture.latent
@@ -159,7 +149,7 @@ class StepMemory:
         models = [(type(n).__name__, str(n.model_config.unet_config), n.manual_cast_dtype) for n in self._networks]
         latent = self._picture.latent
         size = latent.shape, latent.dtype, self._batch_size, self._device
-        return repr((models, shapes, others, size))
+        return repr((models, shapes, others, size, surroundings(self._networks)))
 
 
 def planned(

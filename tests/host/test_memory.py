@@ -39,7 +39,9 @@ def step_memory(part, models, *, side=None, teacher=None, loss=None, device=None
 
 def forget(part):
     """What was foreseen is not remembered any more."""
-    part("nodes.host.memory")._traced.clear()
+    foreseen = part("nodes.host.foreseen")
+    foreseen._found.clear()
+    foreseen._path().unlink(missing_ok=True)
 
 
 @contextmanager
@@ -189,7 +191,8 @@ def test_the_report_says_what_was_expected_and_how_steps_were_made(nodes, models
     assert "gradient checkpointing off; alignment after the training pass, all its predictions at once" in report
 
 
-def test_a_step_that_has_been_traced_once_is_not_traced_again(part, models):
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_step_that_has_been_traced_once_is_not_traced_again(part, models, restart):
     plan, peaks, counts = part("palp_train.plan").FASTEST, [], []
     forget(part)
     with network_calls(models) as calls:
@@ -198,6 +201,8 @@ def test_a_step_that_has_been_traced_once_is_not_traced_again(part, models):
                 before = len(calls)
                 peaks.append(memory.peak(plan))
                 counts.append(len(calls) - before)
+            if restart:  # what remains then is the file
+                part("nodes.host.foreseen")._found.clear()
     assert peaks[0] == peaks[1] and counts[0] > 0 and counts[1] == 0
 
 
@@ -213,7 +218,8 @@ def test_what_was_not_traced_to_its_end_is_not_remembered(part, models):
                 memory.peak(part("palp_train.plan").FASTEST)
         finally:
             handle.remove()
-    assert not part("nodes.host.memory")._traced
+    foreseen = part("nodes.host.foreseen")
+    assert not foreseen._found and not foreseen._path().exists()
 
 
 def test_what_was_found_for_one_device_is_not_taken_for_another(part, models):
