@@ -18,8 +18,8 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def host() -> None:
-    """The host's modules can be imported, and run on the CPU or whatever GPU there is."""
+def host(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The host's modules can be imported, and run on the CPU or whatever GPU there is; its user folder is an empty one."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.fail("These tests need ComfyUI: run them by 'python dev.py test', or set COMFYUI_PATH.")
     import comfy.cli_args
@@ -27,6 +27,9 @@ def host() -> None:
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     import comfy.model_management
+    import folder_paths
+
+    folder_paths.set_user_directory(str(tmp_path_factory.mktemp("user")))
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,13 @@ import logging
 import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from ...palp_train.alignment import alignment_score, prediction_count
@@ -20,9 +19,10 @@ from ...palp_train.config import LossConfig, TrainConfig
 from ...palp_train.denoiser import Query
 from ...palp_train.errors import InputError
 from ...palp_train.plan import Plan, in_parts, plans
-from ...palp_train.tracing import EvenMasks, LiveMemory, without_data
+from ...palp_train.tracing import EvenMasks, LiveMemory, ShapesOnly, kernels_of, without_data
 from ...palp_train.trainer import Task, constant_conditionings
 from .families import family_of
+from .foreseen import Pass, digest, recalled, remember, surroundings
 from .weights import exchanged_tensors
 
 GIB = 2**30
@@ -34,23 +34,17 @@ MOMENTS, GRADIENT = 8, 4
 """Bytes of each trained number, float32: Adam's two moments, and the gradient that waits where a step takes several batches."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """Bytes that a pass through the network takes."""
-
-    kept: int = 0
-    """Alive at its end, or before its backward pass."""
-    peak: int = 0
-
-
-_traced: dict[Hashable, Pass] = {}
-"""What was found, by everything that it depends on."""
-
-
 class StepMemory:
     """Bytes that a step takes beside the models' weights. Each part is traced when it is first needed, and remembered."""
 
-    def __init__(self, task: Task, networks: Sequence[Any], train: TrainConfig, loss: LossConfig) -> None:
+    def __init__(
+        self,
+        task: Task,
+        networks: Sequence[Any],
+        train: TrainConfig,
+        loss: LossConfig,
+        device: str | None = None,
+    ) -> None:
         """Take the largest picture.
 
         Args:
@@ -58,10 +52,12 @@ class StepMemory:
             networks: the host's BaseModels behind them.
             train: for the batch size.
             loss: for the predictions that it needs.
+            device: the type of the device whose memory is foreseen; None: of the one that the pictures are on.
         """
         self._task, self._networks, self._loss = task, networks, loss
         self._picture = max(task.pictures, key=lambda picture: picture.latent.numel())
         self._batch_size = train.batch_size
+        self._device = device or self._picture.latent.device.type
         prompts = {picture.prompt for picture in task.pictures}
         task.text_encoder(self._picture.prompt)  # what encoders keep for the run is made now
         with LiveMemory() as live:
@@ -82,12 +78,17 @@ class StepMemory:
         beside = alignment.peak if plan.estimate_first else training.kept + alignment.peak
         return self.fixed + max(training.peak, beside)
 
+    def least(self, plan: Plan) -> int:
+        """What a step by this plan takes at least: what it takes without an alignment."""
+        return self.fixed + self._training_pass(plan.checkpointing).peak
+
     def _training_pass(self, checkpointing: bool) -> Pass:
         """Forward and backward."""
 
         def run(live: LiveMemory, task: Task, noised: Tensor, sigma: Tensor) -> int:
             denoiser = task.checkpointed if checkpointing and task.checkpointed else task.denoiser
-            denoised = denoiser(noised, sigma, [Query(conditioning=prompt, personalized=True) for prompt in self._prompts.personal])
+            queries = [Query(conditioning=prompt, personalized=True) for prompt in self._prompts.personal]
+            denoised = denoiser(noised, sigma, queries)
             kept = live.now
             torch.autograd.backward(denoised.square().mean())
             return kept
@@ -111,16 +112,22 @@ class StepMemory:
         return live.now
 
     def _trace(self, part: Hashable, run: Callable[..., int]) -> Pass:
-        key = (part, self._depends_on)
-        if key not in _traced:
-            with _no_data(self._networks) as empty:
-                latent = self._picture.latent
-                noised, sigma = empty((latent.expand(self._batch_size, *latent.shape), latent.new_empty(self._batch_size)))
-                inputs = {which: {name: _with_cond(cond, empty(cond.cond)) for name, cond in one.items()} for which, one in self._inputs.items()}
-                with LiveMemory() as live:
-                    kept = run(live, _to_trace(self._task, inputs, empty), noised, sigma)
-            _traced[key] = Pass(kept=kept, peak=live.peak)
-        return _traced[key]
+        key = digest(part, self._depends_on)
+        found = recalled(key)
+        if found is None:
+            found = self._traced(run)
+            remember(key, found)
+        return found
+
+    def _traced(self, run: Callable[..., int]) -> Pass:
+        latent = self._picture.latent
+        with _no_data(self._networks, self._device) as empty:
+            noised = empty(latent.expand(self._batch_size, *latent.shape))
+            sigma = empty(latent.new_empty(self._batch_size))
+            inputs = {which: _without_data(one, empty) for which, one in self._inputs.items()}
+            with LiveMemory(ShapesOnly()) as live:
+                kept = run(live, _to_trace(self._task, inputs, empty), noised, sigma)
+        return Pass(kept=kept, peak=live.peak)
 
     def _model_inputs(self) -> dict[int, dict[str, Any]]:
         """What the models make of each conditioning, by its id; made now, since its data may decide what shape that has."""
@@ -128,19 +135,30 @@ class StepMemory:
         denoiser: Any = self._task.denoiser  # the host's
         pretrained: Any = self._task.teacher.denoiser if self._task.teacher else denoiser
         own = {id(c): denoiser.model_inputs(c, latent) for c in (*prompts.personal[:1], prompts.personal_empty)}
-        return own | {id(c): pretrained.model_inputs(c, latent) for c in (prompts.clean, prompts.empty, prompts.bad) if c is not None}
+        read = [prompt for prompt in (prompts.clean, prompts.empty, prompts.bad) if prompt is not None]
+        return own | {id(prompt): pretrained.model_inputs(prompt, latent) for prompt in read}
 
-    def _shapes(self) -> Hashable:
+    def _shapes(self) -> str:
         """All that a trace of these networks depends on."""
-        parameters = [p for network in self._networks for p in network.parameters()]
-        conds = [cond.cond for inputs in self._inputs.values() for cond in inputs.values()]
-        tensors = [leaf for leaf in pytree.tree_leaves(conds) if isinstance(leaf, Tensor)]
-        shapes = [(tuple(t.shape), t.dtype, t.requires_grad) for t in (*tensors, *parameters)]
+        held = [tensor for network in self._networks for tensor in (*network.parameters(), *network.buffers())]
+        conds = [sorted((name, cond.cond) for name, cond in inputs.items()) for inputs in self._inputs.values()]
+        leaves = pytree.tree_leaves(conds)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = [leaf for leaf in leaves if leaf is None or isinstance(leaf, bool | int | float | str)]
+        shapes = [(tuple(t.shape), t.stride(), t.dtype, t.requires_grad) for t in (*tensors, *held)]
         models = [(type(n).__name__, str(n.model_config.unet_config), n.manual_cast_dtype) for n in self._networks]
-        return repr((models, shapes, self._picture.latent.shape, self._batch_size))
+        latent = self._picture.latent
+        size = latent.shape, latent.dtype, self._batch_size, self._device
+        return repr((models, shapes, others, size, surroundings(self._networks)))
 
 
-def planned(memory: StepMemory, config: TrainConfig, loss: LossConfig, free: float, device: str) -> tuple[list[Plan], int | None]:
+def planned(
+    memory: StepMemory,
+    config: TrainConfig,
+    loss: LossConfig,
+    free: float,
+    device: str,
+) -> tuple[list[Plan], int | None]:
     """Ways to make a step, from the fastest that fits on, and the bytes that the first of them takes.
 
     Args:
@@ -156,17 +174,23 @@ def planned(memory: StepMemory, config: TrainConfig, loss: LossConfig, free: flo
     Raises:
         InputError: no plan fits.
     """
-    possible, heap = plans(config.gradient_checkpointing, prediction_count(loss) * config.batch_size), HEAP.get(device, 1.0)
+    possible, heap = (
+        plans(config.gradient_checkpointing, prediction_count(loss) * config.batch_size),
+        HEAP.get(device, 1.0),
+    )
     try:
-        needed = 0.0
         for number, plan in enumerate(possible):
+            if MARGIN * heap * memory.least(plan) > free:  # the alignment need not be traced
+                continue
             needed = heap * memory.peak(plan)
             if MARGIN * needed <= free:
                 return possible[number:], int(needed)
+        needed = heap * memory.peak(possible[-1])
     except comfy.model_management.InterruptProcessingException:  # an Exception on some hosts
         raise
-    except Exception as error:  # whatever somebody's network does that has no meaning without data: it may train all the same
-        logging.warning("PALP: this model's memory cannot be foreseen; training tries what fits. %s", error, exc_info=True)
+    except Exception as error:  # a network may do what has no meaning without data, and train all the same
+        advice = "PALP: this model's memory cannot be foreseen; training tries what fits. %s"
+        logging.warning(advice, error, exc_info=True)
         return possible, None
     if needed > free:
         raise _too_large(config, needed, heap * memory.fixed, max(free, 0))
@@ -199,10 +223,10 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _no_data(models: Sequence[nn.Module]) -> Generator[Callable[[Any], Any], None, None]:
+def _no_data(models: Sequence[nn.Module], device: str) -> Generator[Callable[[Any], Any], None, None]:
     """Within: the models' tensors have no data, nor does anything computed; yields what takes it from the tensors in a structure."""
     with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(kernels_of(device))
         share = min(family_of(model).expert_share for model in models)
         if share < 1:
             stack.enter_context(EvenMasks(share))
@@ -211,11 +235,12 @@ def _no_data(models: Sequence[nn.Module]) -> Generator[Callable[[Any], Any], Non
         yield lambda tree: pytree.tree_map_only(Tensor, without_data, tree)
 
 
-def _with_cond(cond: Any, value: Any) -> Any:
-    """One of the host's conds, holding another value."""
-    clone = copy.copy(cond)
-    clone.cond = value
-    return clone
+def _without_data(conds: Mapping[str, Any], empty: Callable[[Any], Any]) -> dict[str, Any]:
+    """The host's conds, holding tensors without data."""
+    clones = {name: copy.copy(cond) for name, cond in conds.items()}
+    for clone in clones.values():
+        clone.cond = empty(clone.cond)
+    return clones
 
 
 def _to_trace(task: Task, inputs: Mapping[int, Any], empty: Callable[[Any], Any]) -> Task:
@@ -225,4 +250,9 @@ def _to_trace(task: Task, inputs: Mapping[int, Any], empty: Callable[[Any], Any]
         return denoiser.to_trace(inputs, empty(denoiser.sigmas))
 
     teacher = task.teacher and replace(task.teacher, denoiser=traceable(task.teacher.denoiser))
-    return replace(task, denoiser=traceable(task.denoiser), checkpointed=task.checkpointed and traceable(task.checkpointed), teacher=teacher)
+    return replace(
+        task,
+        denoiser=traceable(task.denoiser),
+        checkpointed=task.checkpointed and traceable(task.checkpointed),
+        teacher=teacher,
+    )

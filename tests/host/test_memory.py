@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from host_calls import family, portrait, train
-from torch._subclasses.fake_tensor import FakeTensor
 from trainable import FAMILIES
 
 GIB = 2**30
 
 
 @contextmanager
-def step_memory(part, models, *, side=None, teacher=None, loss=None, **train_settings):
+def step_memory(part, models, *, side=None, teacher=None, loss=None, device=None, **train_settings):
     """The ``StepMemory`` and the task of a tiny model in a session, as the training node makes them, and the LoRA."""
     import tiny_families
 
@@ -22,7 +21,7 @@ def step_memory(part, models, *, side=None, teacher=None, loss=None, **train_set
     prompts, host, settings = part("palp_train.prompts"), part("nodes.host.denoiser"), config.TrainConfig(rank=4, **train_settings)
     shape = tiny_families.latent_shape(models.model)
     latent = torch.zeros(*shape[:-2], side or shape[-2], side or shape[-1])
-    with part("nodes.host.session").training_session(models.model, models.clip, teacher) as held:
+    with part("nodes.host.session").training_session(models.model, models.clip, teacher, settings.precision) as held:
         network = held.model.model.diffusion_model
         with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, torch.Generator()) as lora:
             denoiser, checkpointed = part("nodes.host.training").trainable_denoisers(held.model, lora)
@@ -34,7 +33,26 @@ def step_memory(part, models, *, side=None, teacher=None, loss=None, **train_set
                 prompts=prompts.prompt_set([prompts.Subject()], "a sketch of [V] in Paris"),
                 teacher=teacher and trainer.Teacher(denoiser=host.HostDenoiser(held.teacher), text_encoder=text.HostTextEncoder(held.clip, [])),
             )
-            yield part("nodes.host.memory").StepMemory(task, held.networks, settings, config.LossConfig(**(loss or {}))), task, lora
+            loss_config = config.LossConfig(**(loss or {}))
+            yield part("nodes.host.memory").StepMemory(task, held.networks, settings, loss_config, device), task, lora
+
+
+def forget(part):
+    """What was foreseen is not remembered any more."""
+    foreseen = part("nodes.host.foreseen")
+    foreseen._found.clear()
+    foreseen._path().unlink(missing_ok=True)
+
+
+@contextmanager
+def network_calls(models):
+    """A list that grows by one at each call of the network."""
+    calls = []
+    handle = models.model.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def counted_step(part, task, lora, plan):
@@ -89,7 +107,7 @@ def test_the_users_patches_never_see_tensors_without_data(part, models):
     seen = []
 
     def patch(q, k, v, _options):
-        seen.append(isinstance(q, FakeTensor))
+        seen.append(q.is_meta)
         return q, k, v
 
     patched = models.model.clone()
@@ -107,7 +125,7 @@ def test_what_was_traced_for_one_loss_is_not_taken_for_another(part, models):
     teacher, found = tiny_models.sd15(seed=1).model, {}
     losses = [dict(alignment_scale=1.0, personalization_scale=1.0), dict(method="sds"), dict(alignment_scale=1.0), dict(personalization_scale=1.0)]
     for order in (losses, losses[::-1]):
-        part("nodes.host.memory")._traced.clear()
+        forget(part)
         peaks = []
         for loss in order:
             with step_memory(part, models, side=32, teacher=teacher, loss=loss) as (memory, _, _):
@@ -173,19 +191,70 @@ def test_the_report_says_what_was_expected_and_how_steps_were_made(nodes, models
     assert "gradient checkpointing off; alignment after the training pass, all its predictions at once" in report
 
 
-def test_a_step_that_has_been_traced_once_is_not_traced_again(part, models):
-    plan, calls = part("palp_train.plan").FASTEST, []
-    handle = models.model.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
-    try:
-        peaks, counts = [], []
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_step_that_has_been_traced_once_is_not_traced_again(part, models, restart):
+    plan, peaks, counts = part("palp_train.plan").FASTEST, [], []
+    forget(part)
+    with network_calls(models) as calls:
         for _ in range(2):
             with step_memory(part, models, side=48) as (memory, _, _):
                 before = len(calls)
                 peaks.append(memory.peak(plan))
                 counts.append(len(calls) - before)
-    finally:
-        handle.remove()
+            if restart:  # what remains then is the file
+                part("nodes.host.foreseen")._found.clear()
     assert peaks[0] == peaks[1] and counts[0] > 0 and counts[1] == 0
+
+
+def test_what_was_not_traced_to_its_end_is_not_remembered(part, models):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    forget(part)
+    with step_memory(part, models, side=40) as (memory, _, _):
+        handle = models.model.model.diffusion_model.time_embed.register_forward_hook(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                memory.peak(part("palp_train.plan").FASTEST)
+        finally:
+            handle.remove()
+    foreseen = part("nodes.host.foreseen")
+    assert not foreseen._found and not foreseen._path().exists()
+
+
+def test_what_was_found_for_one_device_is_not_taken_for_another(part, models):
+    found = {}
+    for device in (None, "cpu", "cuda"):
+        with step_memory(part, models, device=device) as (memory, _, _):
+            found[device] = memory._depends_on
+    own = memory._picture.latent.device.type
+    assert found["cpu"] != found["cuda"] and found[None] == found[own]
+
+
+def test_no_alignment_is_traced_for_plans_whose_training_pass_alone_does_not_fit(part, models):
+    memory_module, config, plan = part("nodes.host.memory"), part("palp_train.config"), part("palp_train.plan").Plan
+    with network_calls(models) as calls, step_memory(part, models, side=32) as (memory, _, _):
+        forget(part)
+        enough_for_checkpointing = memory_module.MARGIN * memory.peak(plan(checkpointing=True))
+        assert memory.least(plan()) > enough_for_checkpointing
+        forget(part)
+        before = len(calls)
+        settings = config.TrainConfig(), config.LossConfig()
+        chosen, _ = memory_module.planned(memory, *settings, enough_for_checkpointing, "cuda")
+    assert chosen[0] == plan(checkpointing=True)
+    training, checkpointed_training, alignment = 1, 1, 1
+    assert len(calls) - before == training + checkpointed_training + alignment
+
+
+@pytest.mark.parametrize("name", ["lumina2", "sd15"])
+def test_a_step_on_cuda_takes_less_where_a_network_norms_in_16_bits_by_root_mean_squares(part, pack, name):
+    models, plan, kept = family(name), part("palp_train.plan").FASTEST, {}
+    for device in ("cpu", "cuda"):
+        with step_memory(part, models, side=16, device=device, precision="bf16") as (memory, _, _):
+            kept[device] = memory.peak(plan)
+    has_norms = any(type(module).__name__ == "RMSNorm" for module in models.model.model.diffusion_model.modules())
+    assert has_norms == (name == "lumina2")
+    assert (kept["cuda"] < kept["cpu"]) == has_norms
 
 
 def test_a_run_with_a_teacher_is_foreseen_too(nodes, models, output):
