@@ -47,6 +47,13 @@ def is_unchanged(layer: nn.Module) -> bool:
     return "forward" not in vars(layer) and not any(vars(layer)[hooks] for hooks in HOOKS)
 
 
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """What autocast has a layer compute in on the device of ``x``; None where it is off."""
+    kind = x.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_on else None
+
+
 def frozen_linear(x: Tensor, layer: nn.Module, reader: WeightReader) -> Tensor:
     """``x W^T + b``, shape (..., out), of a layer that the reader reads; gradient reaches x alone, shape (..., in)."""
     return cast(Tensor, _FrozenLinear.apply(x, layer, reader))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .frozen import OwnWeights, WeightReader, frozen_output, input_gradient, outside_view
+from .frozen import OwnWeights, WeightReader, autocast_type, frozen_output, input_gradient, outside_view
 
 
 @dataclass
@@ -52,7 +52,12 @@ class NarrowCopies:
         return original.detach().to(dtype)
 
     def refresh(self, originals: Sequence[Tensor]) -> None:
-        """Make those copies anew whose originals have changed, in all types that were asked for so far."""
+        """Make those copies anew whose originals have changed, in all types that were asked for so far.
+
+        Not while a step is traced, on tensors without data: they would stay for nothing.
+        """
+        if any(original.is_meta for original in originals):
+            return
         for dtype in self._wanted:
             stale = [one for one in originals if not self._has(one, dtype)]
             if not stale:
@@ -127,9 +132,7 @@ class LoraLinear(nn.Module):
         """The layer's output, shape (B, ..., out), for an input of shape (B, ..., in)."""
         if self.state.rows == 0:
             return self.base_layer(x)
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
+        x = x.to(autocast_type(x) or x.dtype)
         base = None if self.state.reader.reads(self.base_layer) else self.base_layer(x)
         return cast(Tensor, _LoraLinear.apply(x, base, self.down, self.up, self))
 

@@ -30,8 +30,9 @@ MARGIN = 1.1
 """What has to be free for one byte that is needed: kernels' workspaces and the gaps of CUDA's allocator come on top."""
 HEAP = {"cpu": 1.3}
 """Bytes that a process takes for each of its tensors' bytes, by device. glibc's heap keeps gaps: measured 1.25 to 1.5, and 1.00 with a fixed mmap threshold."""
-MOMENTS, GRADIENT = 8, 4
-"""Bytes of each trained number, float32: Adam's two moments, and the gradient that waits where a step takes several batches."""
+MOMENTS, GRADIENT, COPY = 8, 4, 2
+"""Bytes of each trained number, float32: Adam's two moments, the gradient that waits where a step takes several batches,
+and the copy of it that a network computes with in 16 bits."""
 
 
 class StepMemory:
@@ -68,7 +69,9 @@ class StepMemory:
         self._inputs = self._model_inputs()
         self._depends_on = self._shapes()
         trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
-        self.fixed = text + trained * (MOMENTS + GRADIENT * (train.gradient_accumulation > 1))
+        gradient = GRADIENT if train.gradient_accumulation > 1 else 0
+        copy_of_it = COPY if task.denoiser.dtype.itemsize == COPY else 0
+        self.fixed = text + trained * (MOMENTS + gradient + copy_of_it)
         """Bytes that do not depend on the plan or the pictures."""
 
     def peak(self, plan: Plan) -> int:

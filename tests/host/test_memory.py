@@ -60,7 +60,7 @@ def counted_step(part, task, lora, plan):
     trainer, config = part("palp_train.trainer"), part("palp_train.config")
     loss, train_settings = config.LossConfig(), config.TrainConfig(steps=1, batch_size=2)
     constant = trainer.constant_conditionings(task, loss)
-    batch = trainer.draw_batch(task, 2, loss, torch.Generator().manual_seed(0))
+    batch = trainer.draw_batch(task.pictures, 2, task.denoiser.sigmas.tolist(), torch.Generator().manual_seed(0))
     trainer.step_losses(task, batch, constant, loss, align=True)  # what the host makes once and keeps is made now
     with part("palp_train.tracing").LiveMemory() as live:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
