@@ -29,7 +29,7 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def is_scaled(layer: nn.Module) -> bool:
-    """Whether a layer multiplies its weight by a number beside it, as older hosts do for files of scaled 8-bit floats."""
+    """Whether a layer multiplies its weight by a number beside it, as older hosts do for scaled 8-bit floats."""
     return getattr(layer, "scale_weight", None) is not None
 
 
