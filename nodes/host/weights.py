@@ -198,7 +198,7 @@ class _Frozen:
         self._is_linear = isinstance(layer, nn.Linear)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or not x.requires_grad or torch.is_autocast_enabled(x.device.type):
+        if not torch.is_grad_enabled() or not x.requires_grad:
             return self._own(x)
         if not self._is_linear:
             return frozen_convolution(x, self._layer, self._reader)
