@@ -8,7 +8,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ...palp_train.frozen import HOOKS, OwnWeights, WeightReader, autocast_type, frozen_linear
+from ...palp_train.frozen import HOOKS, OwnWeights, WeightReader, frozen_linear
 from ...palp_train.frozen_convolution import frozen_convolution, is_plain_convolution
 from ...palp_train.tracing import storage_key
 
@@ -29,7 +29,7 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def is_scaled(layer: nn.Module) -> bool:
-    """Whether a layer multiplies its weight by a number beside it, as older hosts do for files of scaled 8-bit floats."""
+    """Whether a layer multiplies its weight by a number beside it, as older hosts do for scaled 8-bit floats."""
     return getattr(layer, "scale_weight", None) is not None
 
 
@@ -198,7 +198,7 @@ class _Frozen:
         self._is_linear = isinstance(layer, nn.Linear)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or not x.requires_grad or autocast_type(x):
+        if not torch.is_grad_enabled() or not x.requires_grad:
             return self._own(x)
         if not self._is_linear:
             return frozen_convolution(x, self._layer, self._reader)
