@@ -17,8 +17,8 @@ from .denoiser import differentiable_attention, differentiable_kernels
 from .families import family_of
 from .text_encoder import (
     learning_transformers,
-    other_encoders,
     other_encoders_remembering,
+    quantized_encoders,
     quick_gelu_in_one_kernel,
 )
 from .weights import HostWeights, casts_that_last, is_quantized, narrow_weights_kept, owned_weights
@@ -236,8 +236,8 @@ def _learning(clip: Any, learned: Collection[str]) -> Generator[None, None, None
     They compute in float32, whatever their weights are stored in. Biases and norms, which are small, are widened once.
     """
     transformers = learning_transformers(clip, learned)
-    others = other_encoders(clip, learned)
-    left = [tensor for other in others for tensor in itertools.chain(other.parameters(), other.buffers())]
+    quantized = quantized_encoders(clip)
+    left = [tensor for encoder in quantized for tensor in itertools.chain(encoder.parameters(), encoder.buffers())]
     with ExitStack() as stack:
         stack.enter_context(quick_gelu_in_one_kernel(transformers))
         vectors = itertools.chain(*(_vectors(transformer) for transformer in transformers))

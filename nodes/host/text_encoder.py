@@ -84,23 +84,21 @@ def _encoder_of(encoders: Any, name: str) -> Any:
 
 
 def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
-    if _runs_as_the_host_runs_it(encoder):
+    if _is_quantized(encoder):
         return False
     if isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
         return True
     return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher, models)
 
 
-def _runs_as_the_host_runs_it(encoder: Any) -> bool:
-    """Whether an encoder's weights are quantized: how to get a gradient through them only the host's layers know."""
+def _is_quantized(encoder: nn.Module) -> bool:
+    """Whether an encoder's weights are quantized, so that it runs as the host runs it and learns nothing."""
     return any(is_quantized(layer) or is_scaled(layer) for layer in encoder.modules())
 
 
 def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
     """Sentences for the report: which text encoders read the class word, because their weights are quantized."""
-    reading = [
-        tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned and _runs_as_the_host_runs_it(encoder)
-    ]
+    reading = [tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned and _is_quantized(encoder)]
     if not learned or not reading:
         return []
     names = " and ".join(reading)
@@ -172,9 +170,9 @@ def _outputs_left_on(device: torch.device) -> Generator[None, None, None]:
         host.intermediate_device = before
 
 
-def other_encoders(clip: Any, learned: Collection[str]) -> list[Any]:
-    """The encoders without these keys."""
-    return [encoder for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned]
+def quantized_encoders(clip: Any) -> list[nn.Module]:
+    """The encoders whose weights only the host's own layers can read."""
+    return [encoder for _, encoder in _encoders(clip) if _is_quantized(encoder)]
 
 
 @contextmanager
@@ -183,7 +181,7 @@ def other_encoders_remembering(clip: Any, learned: Collection[str]) -> Generator
 
     A large T5 beside a CLIP that learns need not run in every step.
     """
-    others = other_encoders(clip, learned)
+    others = [encoder for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned]
     for encoder in others:
         encoder.encode_token_weights = _remembering(encoder.encode_token_weights)
     try:
