@@ -1,7 +1,7 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
 import itertools
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +160,8 @@ def refuse_untrainable(model: Any) -> None:
     """
     for path, layer in model.diffusion_model.named_modules():
         if is_quantized(layer):
-            raise InputError("model", f"{_quantization(layer)} (its layer {path}), which cannot be trained. {USE_INSTEAD}")
+            problem = f"{_quantization(layer)} (its layer {path}), which cannot be trained."
+            raise InputError("model", f"{problem} {USE_INSTEAD}")
         if any(kind.__name__ == "CublasLinear" for kind in type(layer).__mro__):
             raise InputError("model", f"no gradient passes through {path}. Start ComfyUI without --fast cublas_ops.")
     family_of(model)
@@ -191,6 +192,7 @@ def _load(patchers: Mapping[str, Any]) -> None:
     """
     try:
         with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
+            _make_room(patchers.values())
             # Asking for more than there is makes the host unload everything else first: training needs the room.
             comfy.model_management.load_models_gpu(list(patchers.values()), memory_required=1e20, force_full_load=True)
     except (RuntimeError, MemoryError) as error:
@@ -202,6 +204,16 @@ def _load(patchers: Mapping[str, Any]) -> None:
             "model", f"what training needs does not fit onto {patchers['model'].load_device} together: {sizes}. {_largest_saving(patchers)}"
         ) from error
     _refuse_partly_loaded({name: patcher for name, patcher in patchers.items() if not is_dynamic(patcher)})
+
+
+def _make_room(patchers: Iterable[Any]) -> None:
+    """Let everything leave the GPUs where weights are to be brought in as they are used.
+
+    The host would leave other such models there until their place is needed, and count it as taken.
+    """
+    devices = {patcher.load_device for patcher in patchers if is_dynamic(patcher)}
+    for device in devices - {torch.device("cpu")}:
+        comfy.model_management.free_memory(1e30, device)
 
 
 def _refuse_partly_loaded(patchers: Mapping[str, Any]) -> None:

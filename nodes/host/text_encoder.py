@@ -98,7 +98,8 @@ def _is_quantized(encoder: nn.Module) -> bool:
 
 def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
     """Sentences for the report: which text encoders read the class word, because their weights are quantized."""
-    reading = [tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned and _is_quantized(encoder)]
+    quantized = [tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if _is_quantized(encoder)]
+    reading = [key for key in quantized if key not in learned]
     if not learned or not reading:
         return []
     names = " and ".join(reading)
