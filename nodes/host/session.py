@@ -1,7 +1,7 @@
 """The host's MODEL and CLIP, borrowed for training and given back untouched."""
 
 import itertools
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,9 @@ from .denoiser import differentiable_attention, differentiable_kernels
 from .families import family_of
 from .text_encoder import (
     learning_transformers,
-    other_encoders,
     other_encoders_remembering,
     output_stays,
+    quantized_encoders,
     quick_gelu_in_one_kernel,
 )
 from .weights import HostWeights, casts_that_last, is_quantized, narrow_weights_kept, owned_weights
@@ -162,7 +162,8 @@ def refuse_untrainable(model: Any) -> None:
     """
     for path, layer in model.diffusion_model.named_modules():
         if is_quantized(layer):
-            raise InputError("model", f"{_quantization(layer)} (its layer {path}), which cannot be trained. {USE_INSTEAD}")
+            problem = f"{_quantization(layer)} (its layer {path}), which cannot be trained."
+            raise InputError("model", f"{problem} {USE_INSTEAD}")
         if any(kind.__name__ == "CublasLinear" for kind in type(layer).__mro__):
             raise InputError("model", f"no gradient passes through {path}. Start ComfyUI without --fast cublas_ops.")
     family_of(model)
@@ -193,6 +194,7 @@ def _load(patchers: Mapping[str, Any]) -> None:
     """
     try:
         with torch.inference_mode():  # the host loads models in this mode, and moving weights made in it needs it
+            _make_room(patchers.values())
             # Asking for more than there is makes the host unload everything else first: training needs the room.
             comfy.model_management.load_models_gpu(list(patchers.values()), memory_required=1e20, force_full_load=True)
     except (RuntimeError, MemoryError) as error:
@@ -204,6 +206,16 @@ def _load(patchers: Mapping[str, Any]) -> None:
             "model", f"what training needs does not fit onto {patchers['model'].load_device} together: {sizes}. {_largest_saving(patchers)}"
         ) from error
     _refuse_partly_loaded({name: patcher for name, patcher in patchers.items() if not is_dynamic(patcher)})
+
+
+def _make_room(patchers: Iterable[Any]) -> None:
+    """Let everything leave the GPUs where weights are to be brought in as they are used.
+
+    The host would leave other such models there until their place is needed, and count it as taken.
+    """
+    devices = {patcher.load_device for patcher in patchers if is_dynamic(patcher)}
+    for device in devices - {torch.device("cpu")}:
+        comfy.model_management.free_memory(1e30, device)
 
 
 def _refuse_partly_loaded(patchers: Mapping[str, Any]) -> None:
@@ -238,8 +250,8 @@ def _learning(clip: Any, learned: Collection[str]) -> Generator[None, None, None
     They compute in float32, whatever their weights are stored in. Biases and norms, which are small, are widened once.
     """
     transformers = learning_transformers(clip, learned)
-    others = other_encoders(clip, learned)
-    left = [tensor for other in others for tensor in itertools.chain(other.parameters(), other.buffers())]
+    quantized = quantized_encoders(clip)
+    left = [tensor for encoder in quantized for tensor in itertools.chain(encoder.parameters(), encoder.buffers())]
     with ExitStack() as stack:
         stack.enter_context(quick_gelu_in_one_kernel(transformers))
         vectors = itertools.chain(*(_vectors(transformer) for transformer in transformers))

@@ -86,23 +86,22 @@ def _encoder_of(encoders: Any, name: str) -> Any:
 
 
 def _learns(encoder: Any, patcher: Any, models: Sequence[Any]) -> bool:
-    if _runs_as_the_host_runs_it(encoder):
+    if _is_quantized(encoder):
         return False
     if isinstance(encoder.transformer, comfy.clip_model.CLIPTextModel):
         return True
     return isinstance(encoder.transformer, comfy.text_encoders.t5.T5) and _backward_fits(encoder.transformer, patcher, models)
 
 
-def _runs_as_the_host_runs_it(encoder: Any) -> bool:
-    """Whether an encoder's weights are quantized: how to get a gradient through them only the host's layers know."""
+def _is_quantized(encoder: nn.Module) -> bool:
+    """Whether an encoder's weights are quantized, so that it runs as the host runs it and learns nothing."""
     return any(is_quantized(layer) or is_scaled(layer) for layer in encoder.modules())
 
 
 def class_word_notes(clip: Any, learned: Collection[str]) -> list[str]:
     """Sentences for the report: which text encoders read the class word, because their weights are quantized."""
-    reading = [
-        tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned and _runs_as_the_host_runs_it(encoder)
-    ]
+    quantized = [tokenizer.embedding_key for tokenizer, encoder in _encoders(clip) if _is_quantized(encoder)]
+    reading = [key for key in quantized if key not in learned]
     if not learned or not reading:
         return []
     names = " and ".join(reading)
@@ -180,13 +179,18 @@ def output_stays(device: torch.device) -> Generator[None, None, None]:
         host.intermediate_device = before
 
 
+def quantized_encoders(clip: Any) -> list[nn.Module]:
+    """The encoders whose weights only the host's own layers can read."""
+    return [encoder for _, encoder in _encoders(clip) if _is_quantized(encoder)]
+
+
 @contextmanager
 def other_encoders_remembering(clip: Any, learned: Collection[str]) -> Generator[None, None, None]:
     """Within: text encoders that do not learn encode each prompt once, as the host does.
 
     A large T5 beside a CLIP that learns need not run in every step.
     """
-    others = other_encoders(clip, learned)
+    others = [encoder for tokenizer, encoder in _encoders(clip) if tokenizer.embedding_key not in learned]
     for encoder in others:
         encoder.encode_token_weights = _remembering(encoder.encode_token_weights)
     try:

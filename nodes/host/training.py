@@ -28,7 +28,7 @@ from .meter import Meter
 from .pictures import SubjectPictures, encode_pictures, mask_weight
 from .progress import Progress
 from .session import Session, refuse_untrainable, training_session
-from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, learned_encoders
+from .text_encoder import FixedTextEncoder, HostTextEncoder, class_tokens, class_word_notes, learned_encoders
 from .weights import HostWeights
 
 
@@ -91,7 +91,7 @@ def run(job: Job) -> Outcome:
             expected_memory=expected,
             device=str(training.session.device),
             dtype=str(training.task.denoiser.dtype).removeprefix("torch."),
-            notes=_notes(job, bool(training.words)),
+            notes=_notes(job, training),
         )
 
 
@@ -259,14 +259,15 @@ def _pictures(job: Job) -> list[Picture]:
     return made
 
 
-def _notes(job: Job, with_words: bool) -> list[str]:
-    if job.train.word_vectors and not with_words:
+def _notes(job: Job, training: Training) -> list[str]:
+    learned = {encoder for word in training.words for encoder in word.vectors}
+    if job.train.word_vectors and not learned:
         encoder = type(job.clip.cond_stage_model).__name__
         words = " ".join(taught.subject.placeholder for taught in job.subjects)
         return [
             f"word_vectors: 0, because {encoder} cannot learn a new word (or not in this memory). {words} was trained as plain text: prompt with it as it is."
         ]
-    return []
+    return class_word_notes(job.clip, learned)
 
 
 def _loaded(word: WordEmbedding) -> WordEmbedding:

@@ -55,7 +55,11 @@ def _rebuilt(tensor: Any) -> Tensor:
 
 
 @contextmanager
-def owned_weights(module: nn.Module, float32: Iterable[Tensor] = (), left: Iterable[Tensor] = ()) -> Generator[None, None, None]:
+def owned_weights(
+    module: nn.Module,
+    float32: Iterable[Tensor] = (),
+    left: Iterable[Tensor] = (),
+) -> Generator[None, None, None]:
     """Make every parameter and buffer an ordinary tensor that needs no gradient; afterwards the host's objects again.
 
     Only the tensor objects are exchanged. Their memory is shared, and nothing writes to it.

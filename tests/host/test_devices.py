@@ -60,7 +60,10 @@ class OutOfMemoryOnTheWay:
         raise RuntimeError(self.message)
 
 
-@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"])
+SAID = ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"]
+
+
+@pytest.mark.parametrize("message", SAID)
 def test_models_that_do_not_fit_are_named_however_the_driver_says_so(part, errors, models, monkeypatch, message):
     import comfy.model_management
 

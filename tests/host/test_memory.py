@@ -62,9 +62,11 @@ def counted_step(part, task, lora, plan):
     constant = trainer.constant_conditionings(task, loss)
     batch = trainer.draw_batch(task.pictures, 2, task.denoiser.sigmas.tolist(), torch.Generator().manual_seed(0))
     trainer.step_losses(task, batch, constant, loss, align=True)  # what the host makes once and keeps is made now
+    optimizer = part("palp_train.optimizer").FiniteAdam(lora.parameters(), [], train_settings, half=False)
     with part("palp_train.tracing").LiveMemory() as live:
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        trainer._differentiated(task, batch, constant, train_settings, loss, scaler, align=True, plan=plan)
+        losses = trainer.step_losses(task, batch, constant, loss, align=True, plan=plan)
+        optimizer.backward(torch.add(losses.personalization, losses.alignment, alpha=loss.alignment_weight))
+        del losses
     for parameter in lora.parameters():
         parameter.grad = None
     return live.peak

@@ -57,7 +57,7 @@ if says("model_patcher.py", "class ModelPatcherDynamic"):
 
     @FAMILIES
     @TYPES
-    def test_weights_that_come_in_as_they_are_used_give_the_same_lora_as_weights_loaded_whole(pack, dynamic, name, stored):
+    def test_weights_that_come_in_as_they_are_used_give_the_same_lora(pack, dynamic, name, stored):
         import dynamic_models
 
         training = import_module(f"{pack.__name__}.nodes.host.training")
@@ -89,7 +89,8 @@ if says("model_patcher.py", "class ModelPatcherDynamic"):
         network, cast, picture = lazy.model.model, comfy.ops.cast_bias_weight, sampled(lazy)
         before = portrait(network)["bits"]
         with torch.inference_mode():
-            training.run(short_job(pack, lazy))
+            outcome = training.run(short_job(pack, lazy))
+        assert outcome.expected_memory  # it can be foreseen
         assert portrait(network)["bits"] == before
         assert not [path for path, layer in network.named_modules() if "forward" in vars(layer)]
         assert network.current_patcher is None and comfy.ops.cast_bias_weight is cast
@@ -164,7 +165,7 @@ if says("ldm/flux/math.py", "comfy.quant_ops.ck"):
         generator, kernel = torch.Generator().manual_seed(0), getattr(kitchen, name)
         inputs = [torch.randn(shape, generator=generator) for shape in KERNELS[name]]
         expected = kernel(*inputs)
-        assert not as_tuple(kernel(*[one.requires_grad_() for one in inputs]))[0].requires_grad or lacks_a_gradient(kernel, inputs)
+        assert lacks_a_gradient(kernel, [one.requires_grad_() for one in inputs])
         with session.trainable_networks():
             exchanged = getattr(kitchen, name)
             doubles = [one.detach().double().requires_grad_() for one in inputs]
@@ -177,8 +178,11 @@ if says("ldm/flux/math.py", "comfy.quant_ops.ck"):
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def lacks_a_gradient(kernel, inputs):
+        output = as_tuple(kernel(*inputs))[0]
+        if not output.requires_grad:
+            return True
         try:
-            as_tuple(kernel(*inputs))[0].sum().backward()
+            output.sum().backward()
         except (RuntimeError, NotImplementedError):
             return True
         return False
