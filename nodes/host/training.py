@@ -193,17 +193,21 @@ def _task(job: Job, session: Session, lora: Lora, pictures: Sequence[Picture], t
 def trainable_denoisers(patcher: Any, lora: Lora) -> tuple[HostDenoiser, HostDenoiser]:
     """The model as a denoiser through which the right gradient flows, and the same whose blocks run twice to save memory."""
     network, in_place = patcher.model.diffusion_model, family_of(patcher.model).writes_in_place
+    blocks = list(trainable_blocks(network).values())
+    inside = {id(module) for block in blocks for module in block.modules()}
     listed = listed_modules(network)
+    elsewhere = [module for module in listed if id(module) not in inside]
 
-    def kept() -> AbstractContextManager[None]:
-        return activations_kept(listed) if in_place else nullcontext()
+    def kept(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
+        return activations_kept(modules) if in_place else nullcontext()
 
     @contextmanager
     def recomputed() -> Generator[None, None, None]:
-        with kept(), blocks_recomputed(trainable_blocks(network).values(), write_in_place=in_place):
+        # Blocks that run again work on copies of their inputs.
+        with kept(elsewhere), blocks_recomputed(blocks, write_in_place=in_place):
             yield
 
-    return HostDenoiser(patcher, lora, kept), HostDenoiser(patcher, lora, recomputed)
+    return HostDenoiser(patcher, lora, lambda: kept(listed)), HostDenoiser(patcher, lora, recomputed)
 
 
 @contextmanager
