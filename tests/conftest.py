@@ -1,4 +1,4 @@
-"""Fixtures: the real host in this process, on the CPU, with tiny models of its own classes and random weights."""
+"""Fixtures: the real host in this process, with tiny models of its own classes and random weights."""
 
 import importlib.util
 import os
@@ -19,12 +19,14 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def host() -> None:
-    """The host's modules can be imported, and run on the CPU or whatever GPU there is."""
+    """The host's modules can be imported; they run on the GPU if there is one that CUDA knows, else on the CPU."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.fail("These tests need ComfyUI: run them by 'python dev.py test', or set COMFYUI_PATH.")
     import comfy.cli_args
     import torch
+    from devices import compute_in_full_float32
 
+    compute_in_full_float32()
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     import comfy.model_management
 

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import torch
+from devices import fill_normal
 
 FAMILIES = (
     *("sd15", "sd15-v", "sd2", "sd2-v", "sdxl", "sd3", "sd35", "flux", "chroma", "auraflow", "pixart"),
@@ -26,7 +27,7 @@ def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
         network = held.model.model.diffusion_model
         with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, generator) as lora:
             for _, up in lora_pairs(lora):
-                up.data.normal_(0, 0.1, generator=generator)  # zero ups would make the downs' gradients zero
+                fill_normal(up.data, 0.1, generator)  # zero ups would make the downs' gradients zero
             word = None
             if learned:
                 with torch.no_grad():
