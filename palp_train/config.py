@@ -111,7 +111,13 @@ class TrainConfig:
     learning_rate: float = number(5e-5, 1e-8, 1.0, "Learning rate of the LoRA. Appendix C: 5e-5, at a global batch of 32.")
     rank: int = number(32, 1, 512, "Rank of the LoRA. Appendix C: 32.")
     batch_size: int = number(1, 1, 256, "Pictures per step. Ours: 1, because it fits everywhere; Appendix C: 32 over all devices.")
-    seed: int = number(0, 0, MAX_SEED, "Seed of all randomness: the same seed on the same machine gives the same LoRA.")
+    seed: int = number(
+        0,
+        0,
+        MAX_SEED,
+        "Seed of all randomness: the same seed on the same machine and versions draws the same noise. "
+        "On a CPU the LoRA is then the same bit by bit, on a GPU to rounding.",
+    )
     word_vectors: int = number(1, 0, 16, "Vectors of the new word, trained with the LoRA; 0: no new word. Ours: 1, one token.")
     word_learning_rate: float = number(5e-5, 1e-8, 1.0, "Learning rate of the new word. Appendix C: 5e-5, as for the LoRA.")
     gradient_accumulation: int = number(

@@ -1,4 +1,4 @@
-"""Fixtures: the real host in this process, on the CPU, with tiny models of its own classes and random weights."""
+"""Fixtures: the real host in this process, with tiny models of its own classes and random weights."""
 
 import importlib.util
 import os
@@ -19,12 +19,14 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The host's modules can be imported, and run on the CPU or whatever GPU there is; its user folder is an empty one."""
+    """The host's modules can be imported, and run on the GPU if CUDA knows one, else on the CPU; its user folder is empty."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.fail("These tests need ComfyUI: run them by 'python dev.py test', or set COMFYUI_PATH.")
     import comfy.cli_args
     import torch
+    from devices import compute_in_full_float32
 
+    compute_in_full_float32()
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     import comfy.model_management
     import folder_paths

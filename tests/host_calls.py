@@ -50,16 +50,36 @@ def portrait(root: nn.Module) -> dict:
     for path, module in root.named_modules():
         tables = {name: {k: id(v) for k, v in vars(module)[name].items()} for name in ("_modules", "_parameters", "_buffers")}
         hooks = {name: list(value) for name, value in vars(module).items() if "hooks" in name and value}
-        plain = {name: id(value) for name, value in vars(module).items() if name not in tables and "hooks" not in name}
+        others = {name: value for name, value in vars(module).items() if name not in tables and "hooks" not in name}
+        plain = {name: as_it_is(value) for name, value in others.items()}
         flags = {name: (p.requires_grad, p.is_inference()) for name, p in module._parameters.items() if p is not None}
         seen[path] = (id(module), type(module), tables, hooks, plain, flags)
     bits = {name: hashlib.sha256(t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for name, t in root.state_dict().items()}
     return {"modules": seen, "bits": bits}
 
 
+def as_it_is(value):
+    """Tells whether an attribute has changed: its object, or its content where the host makes an equal one anew."""
+    if isinstance(value, list):
+        return [as_it_is(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else id(value)
+
+
+def load_on_gpu(patchers) -> None:
+    """Load again what the host has unloaded from a GPU: it makes room for training by unloading all else."""
+    import comfy.model_management
+
+    movable = [patcher for patcher in patchers if patcher.load_device.type != "cpu"]
+    unloaded = [patcher for patcher in movable if patcher.loaded_size() < patcher.model_size()]
+    if unloaded:
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu(unloaded)
+
+
 def everything(models) -> list:
-    """The portrait of a user's MODEL and CLIP, with their patchers' own state."""
+    """The portrait of a user's MODEL and CLIP, with their patchers' own state, on a GPU when both are loaded."""
     patchers = [models.model, models.clip.patcher]
+    load_on_gpu(patchers)
     attributes = [{k: repr(v) if k != "model" else id(v) for k, v in vars(p).items()} for p in patchers]
     clip = {k: id(v) for k, v in vars(models.clip).items()}
     return [portrait(models.model.model), portrait(models.clip.cond_stage_model), attributes, clip]

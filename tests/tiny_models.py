@@ -29,13 +29,19 @@ class Models:
     vae: Any
 
 
-def sd15(dtype: torch.dtype = torch.float32, model_type: Any = None, seed: int = 0, operations: Any = None) -> Models:
-    """SD 1.5's classes, everything small."""
+def sd15(
+    dtype: torch.dtype = torch.float32,
+    model_type: Any = None,
+    seed: int = 0,
+    operations: Any = None,
+    text_device: torch.device | None = None,
+) -> Models:
+    """SD 1.5's classes, everything small; the text encoder runs where the host puts it, or on ``text_device``."""
     with torch.inference_mode():
         config = comfy.supported_models.SD15(_unet(context_dim=WIDTH_L, use_linear_in_transformer=False, adm_in_channels=None, dtype=dtype))
         config.custom_operations = operations
         model = comfy.model_base.BaseModel(config, model_type=model_type or comfy.model_base.ModelType.EPS, device=get_torch_device())
-        clip = _clip(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, seed)
+        clip = _clip(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, seed, text_device)
         return Models(model=_patcher(model, seed), clip=clip, vae=tiny_vae(4, seed))
 
 
@@ -100,13 +106,14 @@ def _patcher(model: torch.nn.Module, seed: int) -> Any:
     return comfy.model_patcher.ModelPatcher(model, load_device=get_torch_device(), offload_device=torch.device("cpu"))
 
 
-def _clip(tokenizer: type, encoders: type, seed: int) -> Any:
+def _clip(tokenizer: type, encoders: type, seed: int, device: torch.device | None = None) -> Any:
     class Target:
         params: dict[str, Any] = {}  # noqa: RUF012  the host's own shape
         clip = encoders
 
     Target.tokenizer = tokenizer
-    clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=clip_options())
+    options = clip_options() if device is None else {**clip_options(), "load_device": device}
+    clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=options)
     randomize(clip.cond_stage_model, seed + 1)
     return clip
 

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import torch
+from devices import fill_normal
 
 FAMILIES = (
     *("sd15", "sd15-v", "sd2", "sd2-v", "sdxl", "sd3", "sd35", "flux", "chroma", "auraflow", "pixart"),
@@ -27,7 +28,7 @@ def differentiable_loss(pack, models, vectors=2, checkpointing="off"):
         targets, reader = families.adapted_layers(network, "attention"), part("nodes.host.weights").HostWeights()
         with part("palp_train.lora").injected_lora(network, targets, 4, generator, reader) as lora:
             for _, up in lora_pairs(lora):
-                up.data.normal_(0, 0.1, generator=generator)  # zero ups would make the downs' gradients zero
+                fill_normal(up.data, 0.1, generator)  # zero ups would make the downs' gradients zero
             word = None
             if learned:
                 with torch.no_grad():

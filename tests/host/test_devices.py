@@ -31,16 +31,17 @@ def test_room_for_a_t5_that_would_learn_is_counted_as_if_other_models_had_left(p
         comfy.model_management.current_loaded_models.clear()
 
 
-def test_what_text_encoders_write_stays_on_their_device(part, models, monkeypatch):
+def test_what_text_encoders_write_stays_on_their_device(part, models):
     import comfy.model_management
 
     session, text = part("nodes.host.session"), part("nodes.host.text_encoder")
-    elsewhere = lambda: torch.device("meta")  # noqa: E731
+    before = comfy.model_management.intermediate_device
     with session.training_session(models.model, models.clip, learned={"clip_l"}) as held:
-        monkeypatch.setattr(comfy.model_management, "intermediate_device", elsewhere)
+        there = held.clip.patcher.load_device
+        assert comfy.model_management.intermediate_device() == there
         written = text.HostTextEncoder(held.clip, [])("a cat")
-        assert comfy.model_management.intermediate_device is elsewhere
-    assert {written[name].device for name in ("cross_attn", "pooled_output")} == {held.clip.patcher.load_device}
+        assert {written[name].device for name in ("cross_attn", "pooled_output")} == {there}
+    assert comfy.model_management.intermediate_device is before
 
 
 def test_a_teacher_on_another_device_is_refused(part, errors, models):

@@ -63,17 +63,23 @@ def test_diffusers_own_loader_gives_the_network_that_apply_gives(nodes, export, 
     model, clip, _ = nodes.ApplyPalpLora.execute(models.model, models.clip, palp_lora, 1.0).args
     import comfy.model_management
 
-    conditioning = encoded(clip, "a sketch of [V]")[0]
-    latent, time = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([321.0])
+    device, conditioning = model.load_device, encoded(clip, "a sketch of [V]")[0]
+    context = conditioning[0].to(device)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    time = torch.tensor([321.0], device=device)
+    for theirs in (unet, untouched):
+        theirs.to(device)
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         network, more = model.model.diffusion_model, {}
         if name == "sdxl":
-            y = model.model.encode_adm(pooled_output=conditioning[1]["pooled_output"], width=64, height=64, device=latent.device)
-            more = {"added_cond_kwargs": {"text_embeds": y[:, :48], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}}
-        expected = network(latent, time, context=conditioning[0], **({"y": y} if name == "sdxl" else {}))
-        found = unet(latent, time, conditioning[0], **more).sample
-        without = untouched(latent, time, conditioning[0], **more).sample
+            pooled = conditioning[1]["pooled_output"]
+            y = model.model.encode_adm(pooled_output=pooled, width=64, height=64, device=device).to(device)
+            sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]], device=device)
+            more = {"added_cond_kwargs": {"text_embeds": y[:, :48], "time_ids": sizes}}
+        expected = network(latent, time, context=context, **({"y": y} if name == "sdxl" else {}))
+        found = unet(latent, time, context, **more).sample
+        without = untouched(latent, time, context, **more).sample
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (without - expected).abs().max() > 1e-3
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import fill_normal
 from host_calls import TARGET, denoised, encoded, subject, train
 
 
@@ -99,13 +100,13 @@ def test_the_saved_lora_acts_as_the_trained_one_did(pack, nodes, models):
     denoiser, families, method = part("nodes.host.denoiser"), part("nodes.host.families"), part("palp_train.denoiser")
     conditioning = encoded(models.clip, "a cat")
     given = {"cross_attn": conditioning[0][0], "pooled_output": conditioning[0][1]["pooled_output"]}
-    noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noised = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(models.model.load_device)
     with part("nodes.host.session").training_session(models.model, models.clip) as held, torch.no_grad():
         network = held.model.model.diffusion_model
         generator = torch.Generator().manual_seed(0)
         with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, generator) as lora:
             for parameter in lora.parameters():
-                parameter.normal_(0, 0.2, generator=generator)
+                fill_normal(parameter, 0.2, generator)
             estimate = denoiser.HostDenoiser(held.model, lora)
             expected = estimate(noised, estimate.sigmas[[500]], [method.Query(conditioning=given, personalized=True)])
             tensors = part("nodes.host.lora").named_tensors(held.model.model, lora)

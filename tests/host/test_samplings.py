@@ -66,7 +66,8 @@ def test_the_personalization_loss_is_the_one_that_the_networks_raw_output_was_tr
     with part("nodes.host.session").training_session(models.model, models.clip) as held, torch.no_grad():
         denoiser = part("nodes.host.denoiser").HostDenoiser(held.model)
         conditioning = part("nodes.host.text_encoder").HostTextEncoder(held.clip, [])("a cat")
-        x, noise = torch.randn(2, 3, *tiny_families.latent_shape(models.model), generator=generator).double()
+        shape = tiny_families.latent_shape(models.model)
+        x, noise = torch.randn(2, 3, *shape, generator=generator).to(held.device).double()
         sigma = denoiser.sigmas[[len(denoiser.sigmas) * part // 10 for part in (1, 5, 9)]].double()
         handle = held.model.model.diffusion_model.register_forward_hook(lambda *all: seen.append(all[-1]))
         noised = method.add_noise(x, noise, sigma, denoiser.parametrization)
