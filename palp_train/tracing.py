@@ -53,7 +53,7 @@ class LiveMemory(TorchDispatchMode):
         result = func(*args, **named) if self._run is None else self._run(func, *args, **named)
         unknown = [tensor for tensor in _tensors((result,)) if storage_key(tensor) not in self._counted]
         if unknown:
-            given = {storage_key(tensor) for tensor in _tensors((*args, *named.values()))}
+            given = _given_memory(args, named)
             for tensor in unknown:
                 if storage_key(tensor) not in given:  # else a view of a tensor from before, or that tensor itself
                     self._count(tensor)
@@ -83,6 +83,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(cast(Iterable[Any], value))
+
+
+def _given_memory(args: tuple[Any, ...], named: Mapping[str, Any]) -> set[int]:
+    """What lies behind an operation's arguments, among which may be the memory itself."""
+    bare = [value for value in args if isinstance(value, torch.UntypedStorage)]
+    tensors = _tensors((*args, *named.values()))
+    return {_key(storage) for storage in bare} | {storage_key(tensor) for tensor in tensors}
 
 
 class EvenMasks(TorchDispatchMode):
@@ -150,9 +157,9 @@ class ShapesOnly:
             args, named = pytree.tree_map_only(Tensor, _on_meta, (args, named))
         if named.get("device") is not None:
             named["device"] = NO_DATA
-        before = _memory_and_shapes(args, named)
+        before, given = _memory_and_shapes(args, named), _given_memory(args, named)
         result = func(*args, **named)
-        make = _maker(result, {storage for storage, _ in before})
+        make = _maker(result, given)
         if make is not None:
             self._known[key] = make
         elif not args or result is not args[0]:
@@ -307,7 +314,11 @@ def _by_rows(like: Tensor, channels: int) -> Tensor:
 
 def storage_key(tensor: Tensor) -> int:
     """What tells the memory behind a tensor from that behind others, while it lives, also where there is no data."""
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # as PyTorch's weak references do
+    return _key(tensor.untyped_storage())
+
+
+def _key(storage: torch.UntypedStorage) -> int:
+    return storage._cdata  # pyright: ignore[reportPrivateUsage]  # as PyTorch's weak references do
 
 
 def without_data(tensor: Tensor) -> Tensor:

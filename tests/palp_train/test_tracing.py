@@ -149,6 +149,17 @@ def test_what_is_changed_in_place_is_the_same_tensor_and_may_change_its_shape_ea
     assert live.now == 0
 
 
+def test_a_tensor_that_is_set_onto_other_memory_takes_none_and_does_not_keep_that_alive():
+    x = without_data(torch.zeros(KIB))
+    with LiveMemory(ShapesOnly()) as live:
+        for source in (x, x + 1, x + 1):
+            alias = x.new_empty(0).set_(source.untyped_storage(), 0, (KIB,), (1,))
+            assert storage_key(alias) == storage_key(source)
+            del alias, source
+        assert live.now == 0
+    assert live.peak == 2 * 4 * KIB  # the sums
+
+
 def rms_norm_kept(device, x, weight, run):
     """Bytes alive after an RMS norm whose input nothing else keeps, and the most until after its backward pass."""
     with kernels_of(device), LiveMemory(run) as live:
