@@ -138,8 +138,15 @@ FULL_SIZES = _full_sizes()
 
 
 @contextmanager
-def step_memory(size: FullSize, method: str, **train: Any) -> Generator[Any, None, None]:
-    """Within: the ``StepMemory`` of such a model in bfloat16, its LoRA of rank 32 in place; prompts hold no learned word."""
+def step_memory(size: FullSize, method: str, device: str | None = None, **train: Any) -> Generator[Any, None, None]:
+    """Within: the ``StepMemory`` of such a model in bfloat16, its LoRA of rank 32 in place; prompts hold no learned word.
+
+    Args:
+        size: the model.
+        method: of the alignment.
+        device: the type of the device whose memory is foreseen; None: the CPU.
+        train: settings.
+    """
     part = lambda name: import_module(f"{PACK}.{name}")  # noqa: E731
     families, training, session, config = (part(name) for name in ("nodes.host.families", "nodes.host.training", "nodes.host.session", "palp_train.config"))
     trainer, prompts = part("palp_train.trainer"), part("palp_train.prompts")
@@ -159,7 +166,7 @@ def step_memory(size: FullSize, method: str, **train: Any) -> Generator[Any, Non
             pictures=[trainer.Picture(latent=torch.zeros(size.latent), prompt="a photo of [V]")],
             prompts=prompts.prompt_set([prompts.Subject()], "a sketch of [V] in Paris"),
         )
-        yield part("nodes.host.memory").StepMemory(task, [model], settings, config.LossConfig(method=method))
+        yield part("nodes.host.memory").StepMemory(task, [model], settings, config.LossConfig(method=method), device)
 
 
 def weight_bytes(size: FullSize) -> int:
@@ -168,7 +175,7 @@ def weight_bytes(size: FullSize) -> int:
 
 
 def foreseen() -> dict[str, dict[str, float]]:
-    """Bytes of the weights, and of a plain and a PALP step beside them by plan, for each model."""
+    """Bytes of the weights, and of a plain and a PALP step beside them by plan on CUDA, for each model."""
     plan = import_module(f"{PACK}.palp_train.plan").Plan
     plans = {
         "all predictions at once": plan(),
@@ -179,7 +186,7 @@ def foreseen() -> dict[str, dict[str, float]]:
     }
     found: dict[str, dict[str, float]] = {}
     for name, size in FULL_SIZES.items():
-        with step_memory(size, "none") as plain, step_memory(size, "palp") as palp:
+        with step_memory(size, "none", "cuda") as plain, step_memory(size, "palp", "cuda") as palp:
             found[name] = {
                 "weights": weight_bytes(size),
                 "plain": plain.peak(plan()),
