@@ -20,7 +20,7 @@ def step_memory(part, models, *, side=None, teacher=None, loss=None, device=None
     families, config, trainer, text = (part(name) for name in ("nodes.host.families", "palp_train.config", "palp_train.trainer", "nodes.host.text_encoder"))
     prompts, host, settings = part("palp_train.prompts"), part("nodes.host.denoiser"), config.TrainConfig(rank=4, **train_settings)
     shape = tiny_families.latent_shape(models.model)
-    latent = torch.zeros(*shape[:-2], side or shape[-2], side or shape[-1])
+    latent = torch.zeros(*shape[:-2], side or shape[-2], side or shape[-1], device=models.model.load_device)
     with part("nodes.host.session").training_session(models.model, models.clip, teacher, settings.precision) as held:
         network = held.model.model.diffusion_model
         with part("palp_train.lora").injected_lora(network, families.adapted_layers(network, "attention"), 4, torch.Generator()) as lora:
